@@ -1,0 +1,1 @@
+"""Protocols, prepared folders and episodes: from interactions to tasks."""

@@ -1,0 +1,390 @@
+"""A protocol and atomic files become a prepared folder: made once, addressed by content, written whole or not at all.
+
+The folder's name ends with eight digits of a hash over the sources' bytes and all settings: the same inputs
+and settings give the same bytes, and no work is done twice, by two processes at once neither. Rows are copied
+verbatim from the source; a user's rows stand in the protocol's order.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from filelock import FileLock
+
+from recbole_meta.data.protocol import PROTOCOLS, Rows, Split, UserCold
+from recbole_meta.errors import DataError, SettingError, nearest
+from recbole_meta.settings import load_properties, names, read_settings
+
+FORMAT = 1
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class DataFields:
+    """What the columns of a data set are; ``properties/dataset/<name>.yaml``."""
+
+    user: str
+    item: str
+    rating: str | None
+    time: str | None
+    user_features: tuple[str, ...]
+    item_features: tuple[str, ...]
+
+
+def read_protocol(name: str, **settings: Any) -> UserCold:
+    """The protocol of ``properties/protocol/<name>.yaml`` with some settings changed."""
+    values = load_properties("protocol", name) | settings
+    kind = values.pop("kind")
+    if kind not in PROTOCOLS:
+        raise SettingError(f"Protocol '{name}': unknown kind. {nearest(str(kind), PROTOCOLS)}")
+    return read_settings(PROTOCOLS[kind], values, f"Protocol '{name}'")
+
+
+def read_fields(dataset: str) -> DataFields:
+    """The data set's page, or ``default.yaml`` for a data set without one."""
+    page = dataset if dataset in names("dataset") else "default"
+    return read_settings(DataFields, load_properties("dataset", page), f"Data set page '{page}'")
+
+
+def find_dataset(dataset: str, data_path: str | Path) -> Path:
+    """The folder with ``<dataset>.inter``: below ``data_path``, or RecBole's own ml-100k."""
+    root = Path(data_path)
+    folders = [root / dataset]
+    spec = find_spec("recbole")
+    if spec and spec.submodule_search_locations:
+        shipped = Path(spec.submodule_search_locations[0]) / "dataset_example"
+        folders.append(shipped / dataset)
+    for folder in folders:
+        if (folder / f"{dataset}.inter").is_file():
+            return folder
+    known = [path.parent.name for path in root.glob("*/*.inter") if path.stem == path.parent.name]
+    raise DataError(
+        f"No file {dataset}.inter in {folders[0]}. {nearest(dataset, [*known, 'ml-100k'])} "
+        "'data_path' says where the data sets are."
+    )
+
+
+def prepare(
+    dataset: str,
+    protocol: UserCold,
+    protocol_name: str,
+    data_path: str | Path = "dataset",
+    prepared_path: str | Path = "dataset/prepared",
+) -> Path:
+    """The prepared folder of (data set, protocol), made if it is not there yet."""
+    source = find_dataset(dataset, data_path)
+    fields = read_fields(dataset)
+    files = {s: source / f"{dataset}.{s}" for s in ("inter", "user", "item")}
+    inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
+    key = content_key(dataset, protocol, fields, inputs)
+    root = Path(prepared_path)
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"{dataset}-{protocol_name}-{key}"
+    with FileLock(root / f".{folder.name}.lock"):
+        if not (folder / "protocol.json").is_file():
+            _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+    return folder
+
+
+def content_key(
+    dataset: str, protocol: UserCold, fields: DataFields, inputs: dict[str, str]
+) -> str:
+    """Eight hex digits over everything that the folder's bytes depend on."""
+    settings = [FORMAT, dataset, protocol.kind, asdict(protocol), asdict(fields), inputs]
+    return sha256(json.dumps(settings, sort_keys=True).encode())[:8]
+
+
+def sha256(content: bytes) -> str:
+    """The hex digest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest(description: dict[str, Any]) -> str:
+    """The digest of ``protocol.json`` without its own entry 'sha256'."""
+    body = {key: value for key, value in description.items() if key != "sha256"}
+    return sha256(json.dumps(body, sort_keys=True).encode())
+
+
+class AtomicFile:
+    """Lines of a RecBole atomic file, and the columns that a protocol reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
+        except OSError as error:
+            raise DataError(f"Cannot read {path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8: {error}") from error
+        self.header, self.lines = lines[0], lines[1:]
+        self.columns = [column.split(":")[0] for column in self.header.split("\t")]
+        if ":" not in self.header:
+            raise DataError(
+                f"{path}: the first line must name fields as 'name:type', found '{self.header[:60]}'."
+            )
+
+    def read(self, wanted: Sequence[str]) -> dict[str, pd.Series]:
+        """These columns as strings; an error names a missing one and the nearest."""
+        for column in wanted:
+            if column not in self.columns:
+                raise DataError(
+                    f"{self.path.name} has no column '{column}'. {nearest(column, self.columns)}"
+                )
+        try:
+            frame = pd.read_csv(
+                self.path, sep="\t", quoting=3, dtype=str, na_filter=False, encoding="utf-8",
+                names=self.columns, header=0, usecols=list(wanted), skip_blank_lines=False,
+                index_col=False, on_bad_lines="error",
+            )  # fmt: skip
+        except (pd.errors.ParserError, ValueError) as error:
+            raise DataError(f"{self.path}: {error}") from error
+        frame = frame.iloc[: len(self.lines)]
+        if len(frame) != len(self.lines):
+            raise DataError(f"{self.path}: {len(self.lines)} lines, but {len(frame)} rows.")
+        return {column: frame[column] for column in wanted}
+
+    def numbers(self, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """A numeric column; an error names the first line that is no finite number."""
+        text = self.read([column])[column]
+        values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise DataError(
+                f"{self.path.name}, line {bad[0] + 2}: '{column}' is {text.iloc[bad[0]]!r}, not a "
+                f"finite number (NaN or text in {len(bad)} lines)."
+            )
+        return values
+
+    def write(self, path: Path, rows: Iterable[int] | None = None, extra: str = "") -> None:
+        """The header and these lines (all without ``rows``)."""
+        lines = self.lines if rows is None else [self.lines[row] for row in rows]
+        write_file(path, "\n".join([self.header + extra, *lines]) + "\n")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write and sync, so that a folder that was renamed into place is whole."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_whole(
+    folder: Path,
+    dataset: str,
+    protocol_name: str,
+    protocol: UserCold,
+    fields: DataFields,
+    files: dict[str, Path],
+    inputs: dict[str, str],
+) -> None:
+    """Everything in a temporary folder beside, then one rename; nothing stays after an error."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        inter, rows, tokens = read_rows(files["inter"], protocol, fields)
+        split = protocol.apply(rows)
+        for name, chosen in split.files.items():
+            inter.write(temporary / f"{folder.name}.{name}.inter", chosen.tolist())
+        for side, field in (("user", fields.user), ("item", fields.item)):
+            _write_side(files[side], temporary / f"{folder.name}.{side}", field, tokens[side])
+        recbole = recbole_settings(folder.name, protocol, fields, files)
+        comment = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
+        write_file(temporary / "recbole.yaml", comment + yaml.safe_dump(recbole, sort_keys=False))
+        description = _describe(
+            dataset, protocol_name, protocol, fields, split, tokens, inputs, len(rows.user)
+        )
+        outputs = {p.name.removeprefix(folder.name): p for p in sorted(temporary.iterdir())}
+        description["outputs"] = {name: sha256(p.read_bytes()) for name, p in outputs.items()}
+        description["sha256"] = digest(description)
+        write_file(temporary / "protocol.json", json.dumps(description, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without protocol.json is no folder
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_rows(
+    path: Path, protocol: UserCold, fields: DataFields
+) -> tuple[AtomicFile, Rows, dict[str, list[str]]]:
+    """The file cut to the protocol's input rows, their codes, and the tokens of users and items."""
+    file = AtomicFile(path)
+    columns = file.read([fields.user, fields.item])
+    keep = np.ones(len(file.lines), dtype=bool)
+    for side in (fields.user, fields.item):
+        empty = np.flatnonzero((columns[side] == "").to_numpy())
+        if len(empty):
+            raise DataError(f"{path.name}, line {empty[0] + 2}: '{side}' is empty.")
+    for column, least in protocol.threshold.items():
+        keep &= file.numbers(column) >= least
+    if protocol.feedback == "rating":
+        if fields.rating is None:
+            raise DataError("feedback 'rating' needs a rating field, and the data set names none.")
+        file.numbers(fields.rating)
+    for column, least in protocol.label.items():
+        label = file.numbers(column) >= least
+        if label[keep].all() or not label[keep].any():
+            raise DataError(f"label {column} >= {least} has one class only in {path.name}.")
+        file.header += f"\t{LABEL}:float"
+        file.lines = [f"{line}\t{int(y)}" for line, y in zip(file.lines, label, strict=True)]
+    has_time = fields.time is not None and fields.time in file.columns
+    if protocol.order == "time" and not has_time:
+        raise DataError(
+            f"order 'time' needs the field '{fields.time or 'time'}', and {path.name} has none. "
+            f"{nearest(fields.time or 'time', file.columns)}"
+        )
+    time = file.numbers(str(fields.time)) if has_time else None
+    keep &= _without_repeats(columns[fields.user], columns[fields.item], keep, protocol, path)
+    chosen = np.flatnonzero(keep)
+    if not len(chosen):
+        raise DataError(f"{path.name}: no row passes threshold {protocol.threshold}.")
+    file.lines = [file.lines[row] for row in chosen.tolist()]
+    user, users = pd.factorize(columns[fields.user].to_numpy()[chosen], sort=True)
+    item, items = pd.factorize(columns[fields.item].to_numpy()[chosen], sort=True)
+    tokens = {"user": [str(u) for u in users], "item": [str(i) for i in items]}
+    rows = Rows(
+        user=user.astype(np.int64),
+        item=item.astype(np.int64),
+        time=None if time is None else time[chosen],
+        user_key=_keys(tokens["user"]),
+        item_key=_keys(tokens["item"]),
+    )
+    return file, rows, tokens
+
+
+def _without_repeats(
+    user: pd.Series, item: pd.Series, keep: np.ndarray[Any, Any], protocol: UserCold, path: Path
+) -> np.ndarray[Any, Any]:
+    """Which rows stay when (user, item) pairs repeat among the kept rows."""
+    pairs = pd.DataFrame({"user": user, "item": item})[keep]
+    stays = "last" if protocol.duplicates == "last" else "first"
+    repeated = pairs.duplicated(keep=stays)
+    result = np.ones(len(keep), dtype=bool)
+    if repeated.any():
+        if protocol.duplicates == "error":
+            row = repeated.index[repeated][0]
+            raise DataError(
+                f"{path.name}, line {row + 2}: user '{user[row]}' and item '{item[row]}' stand "
+                f"there twice ({int(repeated.sum())} duplicate rows). Set duplicates: first | last."
+            )
+        result[repeated.index[repeated]] = False
+    return result
+
+
+def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Eight bytes of BLAKE2 for each token."""
+    digests = [hashlib.blake2b(token.encode(), digest_size=8).digest() for token in tokens]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _write_side(source: Path, target: Path, field: str, tokens: list[str]) -> None:
+    """The lines of these users or items in order of their tokens; a line of blanks where none is known."""
+    if not source.is_file():
+        write_file(target, "\n".join([f"{field}:token", *tokens]) + "\n")
+        return
+    file = AtomicFile(source)
+    known = {token: row for row, token in enumerate(file.read([field])[field])}
+    place = file.columns.index(field)
+    blanks = ["" for _ in file.columns]
+    lines = []
+    for token in tokens:
+        if token in known:
+            lines.append(file.lines[known[token]])
+        else:
+            lines.append("\t".join(blanks[:place] + [token] + blanks[place + 1 :]))
+    file.lines = lines
+    file.write(target)
+
+
+def recbole_settings(
+    name: str, protocol: UserCold, fields: DataFields, files: dict[str, Path]
+) -> dict[str, Any]:
+    """What makes plain RecBole read the folder: columns, files, no filter, no normalisation."""
+    k = protocol.support_sizes[-1]
+    train = "train" if protocol.kind == "user_cold_k" else f"train_{k}"
+    target = {"implicit": [], "rating": [fields.rating], "label": [LABEL]}[protocol.feedback]
+    load_col = {"inter": [fields.user, fields.item, *target]}
+    for side, field, features in (
+        ("user", fields.user, fields.user_features),
+        ("item", fields.item, fields.item_features),
+    ):
+        has = AtomicFile(files[side]).columns if files[side].is_file() else [field]
+        load_col[side] = [field, *(f for f in features if f in has)]
+    settings: dict[str, Any] = {
+        "dataset": name,
+        "benchmark_filename": [train, "valid", "test"],
+        "field_separator": "\t",
+        "seq_separator": " ",
+        "USER_ID_FIELD": fields.user,
+        "ITEM_ID_FIELD": fields.item,
+        "RATING_FIELD": fields.rating or "rating",
+        "TIME_FIELD": fields.time or "timestamp",
+        "load_col": load_col,
+        "normalize_all": False,
+        "threshold": None,
+        "metrics": ["NDCG", "Recall", "MRR", "Hit"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "eval_args": {"group_by": "user", "order": "RO", "mode": {"valid": "full", "test": "full"}},
+    }
+    if protocol.feedback != "implicit":
+        value = {"rating": ["MAE", "RMSE"], "label": ["AUC", "LogLoss"]}[protocol.feedback]
+        settings |= {
+            "LABEL_FIELD": target[0],
+            "train_neg_sample_args": None,
+            "metrics": value,
+            "valid_metric": value[0],
+            "eval_args": {"group_by": "user", "order": "RO", "mode": {"valid": "labeled", "test": "labeled"}},
+        }  # fmt: skip
+    return settings
+
+
+def _describe(
+    dataset: str,
+    protocol_name: str,
+    protocol: UserCold,
+    fields: DataFields,
+    split: Split,
+    tokens: dict[str, list[str]],
+    inputs: dict[str, str],
+    n_rows: int,
+) -> dict[str, Any]:
+    """``protocol.json`` without its digests: what was made of what, and who is cold."""
+    return {
+        "format": FORMAT,
+        "dataset": dataset,
+        "protocol": protocol_name,
+        "kind": protocol.kind,
+        "settings": asdict(protocol),
+        "fields": asdict(fields),
+        "task": "user",
+        "shots": list(protocol.support_sizes),
+        "query_start": protocol.query_start,
+        "horizon": protocol.query_horizon,
+        "candidates": protocol.candidates,
+        "train": split.train,
+        "cut": split.cut,
+        "counts": {
+            "rows": n_rows,
+            "users": split.users,
+            "items": len(tokens["item"]),
+            "eligible_users": split.eligible,
+            "rows_of": {name: len(rows) for name, rows in split.files.items()},
+        },
+        "tasks": {
+            phase: [tokens["user"][user] for user in users] for phase, users in split.tasks.items()
+        },
+        "inputs": inputs,
+    }

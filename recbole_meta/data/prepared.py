@@ -1,0 +1,194 @@
+"""Reading a prepared folder, and the gates that stop a run before it learns what it is judged on."""
+
+import json
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_meta.data.prepare import FORMAT, LABEL, AtomicFile, DataFields, digest, sha256
+from recbole_meta.errors import DataError, LeakError, nearest
+from recbole_meta.settings import load_yaml, read_settings
+
+
+class Prepared:
+    """A prepared folder whose bytes are those that were written; ``open_prepared`` caches it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            text = (self.path / "protocol.json").read_text(encoding="utf-8")
+            self.description: dict[str, Any] = json.loads(text)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{self.path} is not a prepared folder: {error}") from error
+        if self.description.get("format") != FORMAT:
+            raise DataError(
+                f"{self.path} has format {self.description.get('format')}, this version reads "
+                f"{FORMAT}: delete the folder and prepare it again."
+            )
+        self._check_bytes()
+        about = self.description
+        self.name = self.path.name
+        self.feedback: str = about["settings"]["feedback"]
+        self.shots: tuple[int, ...] = tuple(about["shots"])
+        self.query_start: int = about["query_start"]
+        self.horizon: int | None = about["horizon"]
+        self.fields = read_settings(DataFields, about["fields"], str(self.path))
+
+    def _check_bytes(self) -> None:
+        about = self.description
+        changed = [] if about.get("sha256") == digest(about) else ["protocol.json"]
+        for name, written in about.get("outputs", {}).items():
+            file = self.path / (self.path.name + name if name.startswith(".") else name)
+            if not file.is_file() or sha256(file.read_bytes()) != written:
+                changed.append(file.name)
+        if changed:
+            raise LeakError(
+                f"The prepared folder {self.path} was changed by hand: {', '.join(changed)} differ "
+                "from what was written. Delete the folder and prepare it again."
+            )
+
+    @property
+    def sha256(self) -> str:
+        """The digest of ``protocol.json``, which holds the digests of all files."""
+        return str(self.description["sha256"])
+
+    def tasks(self, phase: str) -> list[str]:
+        """The cold users of a phase, tokens ascending."""
+        return list(self.description["tasks"][phase])
+
+    def train_name(self, phase: str, k: int) -> str:
+        """The name of the training file that a phase is judged from at k shots."""
+        return str(self.description["train"][phase]).format(k=k)
+
+    @cache  # noqa: B019 - a folder is read once and kept
+    def rows(self, name: str) -> pd.DataFrame:
+        """The columns user, item (tokens), position, and time, target where there are such."""
+        file = AtomicFile(self.path / f"{self.name}.{name}.inter")
+        wanted = file.read([self.fields.user, self.fields.item])
+        frame = pd.DataFrame(
+            {"user": wanted[self.fields.user], "item": wanted[self.fields.item]}, dtype=str
+        )
+        if self.fields.time in file.columns:
+            frame["time"] = file.numbers(str(self.fields.time))
+        if self.feedback != "implicit":
+            frame["target"] = file.numbers(self.target)
+        frame["position"] = frame.groupby("user", sort=False).cumcount()
+        return frame
+
+    @property
+    def target(self) -> str:
+        """The field that is judged where the feedback is no ranking."""
+        return LABEL if self.feedback == "label" else str(self.fields.rating)
+
+    def support(self, phase: str, k: int) -> pd.DataFrame:
+        """The first k rows of each cold user of a phase."""
+        rows = self.early_rows(phase)
+        return rows[rows["position"] < k]
+
+    def early_rows(self, phase: str) -> pd.DataFrame:
+        """The rows of a phase's tasks before the query: the reserve, or the support where there is none."""
+        has_reserve = ".reserved.inter" in self.description["outputs"]
+        name = "reserved" if has_reserve else self.train_name(phase, self.shots[-1])
+        rows = self.rows(name)
+        return rows[rows["user"].isin(self.tasks(phase))]
+
+    def warm_rows(self, phase: str) -> pd.DataFrame:
+        """The training rows of users who are a task of neither phase of this training file."""
+        rows = self.rows(self.train_name(phase, self.shots[0]))
+        return rows[~rows["user"].isin(self.cold_users(phase))]
+
+    def cold_users(self, phase: str) -> set[str]:
+        """Users whose rows in the phase's training file are support, not warm histories."""
+        same_file = [p for p, name in self.description["train"].items()
+                     if name == self.description["train"][phase]]  # fmt: skip
+        return {user for p in same_file for user in self.tasks(p)}
+
+    @cached_property
+    def catalogue(self) -> list[str]:
+        """Every item, tokens ascending."""
+        return list(AtomicFile(self.path / f"{self.name}.item").read([self.fields.item])[self.fields.item])
+
+    def candidates(self, phase: str) -> set[str]:
+        """The items that may be ranked (before a task's own reserve and support leave)."""
+        if self.description["candidates"] == "catalogue":
+            return set(self.catalogue)
+        return set(self.warm_rows(phase)["item"])
+
+    def check_leaks(self) -> None:
+        """Raise where a training file knows a query pair, a cold user too well, or the time after the cut."""
+        for phase in self.description["train"]:
+            query = _pairs(self.rows(phase))
+            if query.empty:
+                raise DataError(f"{self.name}: phase '{phase}' has no query row.")
+            tasks = self.tasks(phase)
+            if set(self.rows(phase)["user"]) != set(tasks):
+                raise LeakError(f"{self.name}: the users of '{phase}' are not its tasks.")
+            for k in self.shots:
+                self._check_training_file(phase, k, query)
+        if self.feedback == "label":
+            self._check_polarity()
+        self._check_features()
+
+    def _check_training_file(self, phase: str, k: int, query: "pd.Index[Any]") -> None:
+        name = self.train_name(phase, k)
+        rows = self.rows(name)
+        known = _pairs(rows).intersection(query)
+        if len(known):
+            raise LeakError(
+                f"{self.name}: {len(known)} query pairs of '{phase}' are in '{name}', e.g. {known[0]}."
+            )
+        per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+        wrong = per_task[per_task != k]
+        if len(wrong):
+            raise LeakError(
+                f"{self.name}: user '{wrong.index[0]}' of '{phase}' has {wrong.iloc[0]} rows in "
+                f"'{name}', not {k}: a test user must not be met in training."
+            )
+        cut = self.description["cut"].get(phase)
+        if cut is not None:
+            late = rows[~rows["user"].isin(self.cold_users(phase)) & (rows["time"] >= cut)]
+            if len(late):
+                raise LeakError(
+                    f"{self.name}: {len(late)} training rows of '{name}' lie after the cut {cut}."
+                )
+
+    def _check_polarity(self) -> None:
+        ((field, least),) = self.description["settings"]["label"].items()
+        file = AtomicFile(self.path / f"{self.name}.test.inter")
+        wrong = (file.numbers(field) >= least) != (file.numbers(LABEL) == 1)
+        if wrong.any():
+            raise LeakError(
+                f"{self.name}: '{LABEL}' is not {field} >= {least} in {int(wrong.sum())} test rows."
+            )
+
+    def _check_features(self) -> None:
+        loaded = load_yaml(self.path / "recbole.yaml")["load_col"]["inter"]
+        allowed = {self.fields.user, self.fields.item}
+        if self.feedback != "implicit":
+            allowed.add(self.target)
+        for field in loaded:
+            if field not in allowed:
+                raise LeakError(
+                    f"{self.name}: '{field}' is loaded from .inter and would become a feature. "
+                    f"{nearest(field, allowed)}"
+                )
+
+
+def _pairs(rows: pd.DataFrame) -> "pd.Index[Any]":
+    """'user<tab>item' of each row."""
+    return pd.Index(rows["user"] + "\t" + rows["item"])
+
+
+def open_prepared(path: str | Path) -> Prepared:
+    """The folder, read, checked against its digests and for leaks, once in a process."""
+    return _open(Path(path).resolve())
+
+
+@cache
+def _open(path: Path) -> Prepared:
+    prepared = Prepared(path)
+    prepared.check_leaks()
+    return prepared

@@ -1,0 +1,338 @@
+r"""Cold-start protocols: which rows are warm, support, reserved and query.
+
+A protocol is a frozen dataclass and a pure function of the rows. A user's rows stand in *order*:
+``time`` = timestamp, then a seeded hash of (user, item); ``random`` = the hash alone; never the order
+of the file. Cold users come from ``default_rng(seed).permutation(eligible)`` with tokens sorted as
+strings; users with too few rows are not eligible and stay warm.
+
+- ``UserColdK``: support = the first k rows, query = all later rows. Plain RecBole can run it.
+- ``UserColdCurve``: the first ``reserve`` rows are never candidates, support = the first k of them, so that
+  all k share one query and one candidate set; the primary query is the ``horizon`` rows after the reserve.
+- ``UserColdGlobal``: users in order of their first row, in equal blocks; the judged block sees the rows
+  strictly before its own first event and nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_meta.errors import DataError, SettingError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+PHASES = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The input rows: codes of users and items (codes follow the tokens sorted as strings)."""
+
+    user: Ints  # [N]
+    item: Ints  # [N]
+    time: Floats | None  # [N] seconds
+    user_key: npt.NDArray[np.uint64]  # [users] a hash of the token
+    item_key: npt.NDArray[np.uint64]  # [items]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each file, in the order in which they are written: by user, then by position."""
+
+    files: dict[str, Ints]
+    train: dict[str, str]  # phase -> name of its training file; '{k}' stands for the shots
+    tasks: dict[str, Ints]  # phase -> cold users, ascending
+    cut: dict[str, float]  # phase -> no training row is as late as this time (global only)
+    eligible: int
+    users: int
+
+
+@dataclass(frozen=True)
+class UserCold:
+    """What every user-cold protocol says."""
+
+    feedback: Literal["implicit", "rating", "label"]  # what is judged: a ranking, ratings or labels
+    threshold: dict[str, float]  # rows below it are dropped first, e.g. {rating: 4}
+    label: dict[str, float]  # feedback 'label': 1 where the field reaches the value, e.g. {rating: 4}
+    duplicates: Literal["error", "first", "last"]  # which row of a repeated (user, item) pair stays
+    order: Literal["time", "random"]
+    seed: int
+    split: int  # which fold, which seed of users (seed + split), or which block
+
+    kind: ClassVar[str]
+    candidates: ClassVar[Literal["catalogue", "train"]]  # every item, or the items of warm rows
+
+    def __post_init__(self) -> None:
+        if (self.feedback == "label") != bool(self.label):
+            raise SettingError("'label' goes with feedback 'label', e.g. label: {rating: 4}.")
+        if self.seed < 0 or self.split < 0:
+            raise SettingError(f"'seed' and 'split' start at 0, found {self.seed}, {self.split}.")
+
+    @property
+    def support_sizes(self) -> tuple[int, ...]:
+        """The shots k that are judged, ascending."""
+        raise NotImplementedError(self.kind)
+
+    @property
+    def query_start(self) -> int:
+        """The position (from 0) of a task's first query row."""
+        raise NotImplementedError(self.kind)
+
+    @property
+    def query_horizon(self) -> int | None:
+        """How many rows the primary query has; None: all."""
+        return None
+
+    def apply(self, rows: Rows) -> Split:
+        """Which rows go into which file."""
+        raise NotImplementedError(self.kind)
+
+
+@dataclass(frozen=True)
+class UserColdK(UserCold):
+    """Support = the first k rows of a cold user, query = all later ones."""
+
+    shots: int
+    folds: int  # number of disjoint folds; 0: 70/10/20 by seed + split
+
+    kind = "user_cold_k"
+    candidates = "catalogue"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_users(self.shots, self.folds, self.split)
+
+    @property
+    def support_sizes(self) -> tuple[int, ...]:
+        return (self.shots,)
+
+    @property
+    def query_start(self) -> int:
+        return self.shots
+
+    def apply(self, rows: Rows) -> Split:
+        history = History(rows, self.order, _seed(self))
+        cold = draw(history.eligible(self.shots + 1), self.seed, self.split, self.folds)
+        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
+        files = {"train": history.rows(~is_cold | (history.position < self.shots))}
+        for phase, users in cold.items():
+            files[phase] = history.rows(history.belongs(users) & (history.position >= self.shots))
+        return Split(
+            files, dict.fromkeys(PHASES, "train"), cold, {}, history.n_eligible, history.n_users
+        )
+
+
+@dataclass(frozen=True)
+class _Curve(UserCold):
+    shots: tuple[int, ...]
+    reserve: int  # the first rows of a task, never candidates
+    horizon: int | None  # rows of the primary query after the reserve; ~: all
+    eligible: int  # rows that a cold user has at least, >= reserve + horizon
+
+    candidates = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shots or len(set(self.shots)) < len(self.shots) or min(self.shots) < 0:
+            raise SettingError(f"'shots' must be different numbers >= 0, found {self.shots}.")
+        if max(self.shots) > self.reserve:
+            raise SettingError(f"'shots' {max(self.shots)} is larger than reserve {self.reserve}.")
+        least = self.reserve + (1 if self.horizon is None else self.horizon)
+        if self.horizon is not None and self.horizon < 1 or self.eligible < least:
+            raise SettingError(
+                f"'eligible' is {self.eligible}, must be at least reserve + horizon = {least} "
+                f"(horizon {self.horizon}, at least 1)."
+            )
+
+    @property
+    def support_sizes(self) -> tuple[int, ...]:
+        return tuple(sorted(self.shots))
+
+    @property
+    def query_start(self) -> int:
+        return self.reserve
+
+    @property
+    def query_horizon(self) -> int | None:
+        return self.horizon
+
+    def _cold_files(self, history: "History", cold: dict[str, Ints]) -> dict[str, Ints]:
+        """The reserve of both phases, and each phase's rows after it."""
+        early = history.position < self.reserve
+        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
+        files = {"reserved": history.rows(is_cold & early)}
+        for phase, users in cold.items():
+            files[phase] = history.rows(history.belongs(users) & ~early)
+        return files
+
+
+@dataclass(frozen=True)
+class UserColdCurve(_Curve):
+    """One query for all k; users at random, in folds or 70/10/20."""
+
+    folds: int  # number of disjoint folds; 0: 70/10/20 by seed + split
+
+    kind = "user_cold_curve"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_users(max(self.shots), self.folds, self.split)
+
+    def apply(self, rows: Rows) -> Split:
+        history = History(rows, self.order, _seed(self))
+        cold = draw(history.eligible(self.eligible), self.seed, self.split, self.folds)
+        files = self._cold_files(history, cold)
+        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
+        for k in self.support_sizes:
+            files[f"train_{k}"] = history.rows(~is_cold | (history.position < k))
+        return Split(
+            files, dict.fromkeys(PHASES, "train_{k}"), cold, {}, history.n_eligible, history.n_users
+        )
+
+
+@dataclass(frozen=True)
+class UserColdGlobal(_Curve):
+    """Test = block ``split`` of the users by first row, valid = the block before it.
+
+    Settings are chosen with ``train_<k>`` (users of the blocks before valid, rows before valid's first
+    event) on valid; then the model is fitted again on ``refit_<k>`` and judged once on test.
+    """
+
+    blocks: int
+
+    kind = "user_cold_global"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 3 <= self.split <= self.blocks:
+            raise SettingError(
+                f"'split' is the judged block, 3 to {self.blocks} (blocks), found {self.split}."
+            )
+        if self.order != "time":
+            raise SettingError("user_cold_global has order 'time' only: its cut is a time.")
+
+    def apply(self, rows: Rows) -> Split:
+        history = History(rows, self.order, self.seed)
+        enough = _members(history.eligible(self.eligible), history.n_users)
+        first = history.first_time()
+        bounds = np.round(np.arange(1, self.blocks) * history.n_users / self.blocks).astype(int)
+        blocks = np.split(np.lexsort((np.arange(history.n_users), first)), bounds)
+        files: dict[str, Ints] = {}
+        cold: dict[str, Ints] = {}
+        cut: dict[str, float] = {}
+        warm: dict[str, Mask] = {}
+        for phase, block in (("valid", self.split - 2), ("test", self.split - 1)):
+            cold[phase] = np.sort(blocks[block][enough[blocks[block]]])
+            if not len(cold[phase]):
+                raise DataError(f"No user of block {block + 1} has {self.eligible} rows: no query.")
+            cut[phase] = float(first[blocks[block]].min())
+            earlier = np.concatenate(blocks[:block])
+            warm[phase] = history.belongs(earlier) & (history.time < cut[phase])
+        files = self._cold_files(history, cold)
+        for phase, name in (("valid", "train"), ("test", "refit")):
+            is_cold = history.belongs(cold[phase])
+            for k in self.support_sizes:
+                files[f"{name}_{k}"] = history.rows(warm[phase] | (is_cold & (history.position < k)))
+        train = {"valid": "train_{k}", "test": "refit_{k}"}
+        return Split(files, train, cold, cut, history.n_eligible, history.n_users)
+
+
+PROTOCOLS: dict[str, type[UserCold]] = {
+    cls.kind: cls for cls in (UserColdK, UserColdCurve, UserColdGlobal)
+}
+
+
+class History:
+    """The rows by user, and inside a user in the protocol's order."""
+
+    def __init__(self, rows: Rows, order: str, seed: int) -> None:
+        keys: list[npt.NDArray[np.generic]] = [pair_hash(rows, seed)]
+        if order == "time":
+            if rows.time is None:
+                raise DataError("order 'time' needs a time field, and the data set has none.")
+            keys.append(rows.time)
+        self.n_users = len(rows.user_key)
+        self._order = np.lexsort((*keys, rows.user))  # [N]
+        self.user = rows.user[self._order]
+        self.time = np.empty(0) if rows.time is None else rows.time[self._order]
+        self.length = np.bincount(self.user, minlength=self.n_users)  # [users]
+        start = np.cumsum(self.length) - self.length
+        self.position = np.arange(len(self.user)) - start[self.user]  # [N], from 0
+        self.n_eligible = 0
+
+    def eligible(self, least: int) -> Ints:
+        """Users with at least ``least`` rows, ascending."""
+        users = np.flatnonzero(self.length >= least)
+        if not len(users):
+            raise DataError(
+                f"No user has the {least} rows that this protocol needs: the longest history has "
+                f"{self.length.max(initial=0)}."
+            )
+        self.n_eligible = len(users)
+        return users
+
+    def first_time(self) -> Floats:
+        """The time of each user's first row, [users]."""
+        return self.time[np.cumsum(self.length) - self.length]
+
+    def belongs(self, users: Ints) -> Mask:
+        """Which rows are of these users, [N]."""
+        return _members(users, self.n_users)[self.user]
+
+    def rows(self, chosen: Mask) -> Ints:
+        """Row numbers of the input."""
+        return self._order[chosen]
+
+
+def draw(eligible: Ints, seed: int, split: int, folds: int) -> dict[str, Ints]:
+    """Valid and test users: test = fold ``split`` (or 20 %), valid = the 10 % before it."""
+    n = len(eligible)
+    users = np.random.default_rng(seed if folds else seed + split).permutation(eligible)
+    if folds:
+        bounds = np.round(np.arange(folds + 1) * n / folds).astype(int)
+        users = np.roll(users, n - bounds[split + 1])  # the fold comes last
+        n_test = int(bounds[split + 1] - bounds[split])
+    else:
+        n_test = round(0.2 * n)
+    n_valid = round(0.1 * n)
+    if not n_test or not n_valid:
+        raise DataError(f"{n} eligible users are too few for valid and test users: no query.")
+    test, valid = users[n - n_test :], users[n - n_test - n_valid : n - n_test]
+    return {"valid": np.sort(valid), "test": np.sort(test)}
+
+
+def pair_hash(rows: Rows, seed: int) -> npt.NDArray[np.uint64]:
+    """A seeded hash of (user, item), equal on every platform, [N]."""
+    salt = _mix(np.array([seed], dtype=np.uint64))
+    return _mix(_mix(rows.user_key ^ salt)[rows.user] + rows.item_key[rows.item])
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _members(users: Ints, n_users: int) -> Mask:
+    member = np.zeros(n_users, dtype=bool)
+    member[users] = True
+    return member
+
+
+def _seed(protocol: UserColdK | UserColdCurve) -> int:
+    """Folds share one order of rows; random splits draw it anew."""
+    return protocol.seed if protocol.folds else protocol.seed + protocol.split
+
+
+def _check_users(shots: int, folds: int, split: int) -> None:
+    if shots < 0:
+        raise SettingError(f"'shots' must be >= 0, found {shots}.")
+    if folds < 0 or folds == 1:
+        raise SettingError(f"'folds' must be 0 (random splits) or at least 2, found {folds}.")
+    if folds and split >= folds:
+        raise SettingError(f"'split' must be below folds {folds}, found {split}.")

@@ -1,0 +1,1 @@
+"""Per-task metrics and paired tests over tasks."""

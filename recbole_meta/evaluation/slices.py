@@ -1,0 +1,34 @@
+"""Queries of a phase: the primary one first, then its slices.
+
+``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length ``after_10_19`` ...
+``later``: rows more than 24 hours after the user's first row, users with at least 10 of them.
+"""
+
+import numpy as np
+import pandas as pd
+
+from recbole_meta.data.prepared import Prepared
+
+_LENGTHS = ((10, 19), (20, 49), (50, 99), (100, 199), (200, None))
+_DAY = 86_400.0  # seconds
+_LATER_ROWS = 10
+
+
+def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
+    """Name -> query rows (user, item tokens, ..) of the tasks in the slice; empty slices are left out."""
+    rows = prepared.rows(phase)
+    found: dict[str, pd.DataFrame] = {}
+    if prepared.horizon is not None:
+        start, stop = prepared.query_start, prepared.query_start + prepared.horizon
+        found[f"rows_{start + 1}_{stop}"] = rows[rows["position"] < prepared.horizon]
+    found["after"] = rows
+    length = rows.groupby("user")["item"].transform("size")
+    for least, most in _LENGTHS:
+        name = f"after_{least}_{most}" if most else f"after_{least}_up"
+        found[name] = rows[(length >= least) & (length <= (most or np.inf))]
+    if "time" in rows:
+        early = prepared.early_rows(phase)
+        first = pd.concat([early, rows]).groupby("user")["time"].min()
+        late = rows[rows["time"] > rows["user"].map(first) + _DAY]
+        found["later"] = late[late.groupby("user")["item"].transform("size") >= _LATER_ROWS]
+    return {name: query for name, query in found.items() if len(query)}

@@ -1,0 +1,31 @@
+"""Models: the base class of the meta-learners, the learners, the baselines."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from recbole_meta.errors import SettingError, nearest
+
+
+@cache
+def our_models() -> dict[str, type]:
+    """Every learner, rule and floor by name: the classes defined in ``model/meta`` and ``model/baseline``."""
+    from recbole_meta.model.meta_recommender import MetaRecommender
+
+    found: dict[str, type] = {}
+    for room in ("meta", "baseline"):
+        package = importlib.import_module(f"recbole_meta.model.{room}")
+        for info in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+            for name, value in vars(module).items():
+                if isinstance(value, type) and issubclass(value, MetaRecommender):
+                    if value.__module__ == module.__name__:
+                        found[name] = value
+    return found
+
+
+def our_model(name: str) -> type:
+    """A model of ours by its exact name."""
+    if name not in our_models():
+        raise SettingError(f"Unknown model '{name}'. {nearest(name, our_models())}")
+    return our_models()[name]

@@ -1,0 +1,1 @@
+"""Floors and fold-in rules that RecBole lacks, one per file."""

@@ -1,0 +1,54 @@
+r"""
+PriorRidge
+################################################
+Reference:
+    Tipping and Bishop. "Probabilistic Principal Component Analysis." JRSS B 1999.
+    Closed-form adaptation: Bertinetto et al. "Meta-learning with differentiable closed-form solvers." ICLR 2019. arXiv:1805.08136
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recbole_meta.data.warm import warm_users
+from recbole_meta.episode import Examples
+from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+
+
+@dataclass(frozen=True)
+class PriorRidgeSettings(MetaSettings):
+    base: Literal["pop", "query_pop"]  # what a newcomer without support gets
+    base_weight: float  # b > 0, on the base in the score
+    embedding_size: int  # d, directions kept, >= 1
+    noise: float  # s2 > 0, the variance of an entry around the user's mean
+
+
+class PriorRidge(MetaRecommender):
+    r"""A user is Gaussian weights over the principal directions of warm users; the support conditions them.
+
+    .. math::
+        X - p = U S V', \qquad V_i = (V S)_i / \sqrt{n}, \qquad
+        w = V_s' (V_s V_s' + s^2 I)^{-1} (1 - p_s), \qquad score_i = b \, base_i + V_i w
+
+    X: warm users' 0/1 rows, p their mean. The dual solve is of the size of the support; padded rows are
+    zero rows of V and of the residual, so they change nothing.
+    """
+
+    settings: PriorRidgeSettings
+
+    def prepare(self, train_data) -> None:
+        warm = warm_users(train_data._dataset)
+        self.keep("pop", warm.pop)
+        self.keep("base", warm.pop if self.settings.base == "pop" else warm.query_pop)
+        self.keep("item_vector", warm.directions[:, : self.settings.embedding_size].copy())
+
+    def adapt(self, support: Examples) -> State:
+        v = self.item_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
+        residual = (1 - self.pop[support.x]) * support.mask  # [S]
+        kernel = v @ v.T + self.settings.noise * torch.eye(len(v), dtype=v.dtype, device=v.device)
+        return {"w": v.T @ torch.linalg.solve(kernel, residual)}  # [d]
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        return self.settings.base_weight * self.base[x] + self.item_vector[x] @ state["w"]

@@ -1,0 +1,283 @@
+"""Run models on a protocol: the one way around RecBole's own ``quick_start``.
+
+``run`` returns RecBole's result dictionary with ours added; below it are the two ways of fitting: a learner
+once for all k (it adapts), a model of RecBole's once per k (the support is in its training file).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from recbole_meta.compat import contained, load_recbole_checkpoint
+from recbole_meta.data.prepare import prepare, read_protocol
+from recbole_meta.data.prepared import Prepared, open_prepared
+from recbole_meta.data.support import read_support
+from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.judge import Judge, Judged
+from recbole_meta.stage import ModelChoice, Stage, check_settings, choose_model, load_stage
+from recbole_meta.tracking import write_run
+from recbole_meta.trainer import Trainer, judge_model, judge_with
+
+_log = logging.getLogger(__name__)
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """One model judged at one k."""
+
+    k: int
+    valid: Judged
+    test: Judged | None
+    seconds: dict[str, float]
+    settings: dict[str, Any]
+    epochs: int = 0  # epochs of the judged model
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    model: str,
+    dataset: str = "ml-100k",
+    protocol: str = "user_cold_5",
+    *,
+    seed: int = 2020,
+    protocol_settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    config_files: Sequence[str | Path] = (),
+    data_path: str | Path = "dataset",
+    prepared_path: str | Path = "dataset/prepared",
+    results: str | Path = "runs",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress = lambda text: None,
+) -> dict[str, Any]:
+    """Prepare, fit, judge and write one model: RecBole's keys, and ``runs``, one entry per k.
+
+    ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` are those of the
+    largest k. Every entry of ``runs`` has ``shots``, ``folder``, ``valid`` and ``test``.
+    """
+    choice = choose_model(model)
+    check_settings(choice, settings or {})
+    folder = prepare(
+        dataset, read_protocol(protocol, **(protocol_settings or {})), protocol, data_path, prepared_path
+    )
+    prepared = open_prepared(folder)
+    with thread_limit(threads):
+        outcomes = list(
+            judge_all(choice, prepared, seed, settings or {}, device, tuple(map(Path, config_files)), progress)
+        )
+    runs = []
+    for outcome in outcomes:
+        where = write_run(Path(results), choice, prepared, seed, outcome)
+        assert outcome.test is not None
+        runs.append(
+            {"shots": outcome.k, "folder": str(where), "valid": outcome.valid.means(),
+             "test": outcome.test.means(), "outcome": outcome}  # fmt: skip
+        )
+    last = outcomes[-1]
+    metric = valid_metric(prepared)
+    return {
+        "best_valid_score": last.valid.means()[metric.name],
+        "valid_score_bigger": metric.bigger,
+        "best_valid_result": runs[-1]["valid"],
+        "test_result": runs[-1]["test"],
+        "model": model,
+        "prepared": str(folder),
+        "runs": runs,
+    }
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What chooses settings and epochs."""
+
+    name: str
+    bigger: bool
+
+
+def valid_metric(prepared: Prepared) -> Metric:
+    """NDCG@10 of rankings, MAE of ratings, AUC of labels."""
+    return {
+        "implicit": Metric("ndcg@10", True),
+        "rating": Metric("mae", False),
+        "label": Metric("auc", True),
+    }[prepared.feedback]
+
+
+@contextmanager
+def thread_limit(threads: int | None) -> Iterator[None]:
+    """At most this many threads of torch inside; None: as it is."""
+    if threads is not None and threads < 1:
+        raise SettingError(f"'threads' must be at least 1, found {threads}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def judge_all(
+    choice: ModelChoice,
+    prepared: Prepared,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+    config_files: tuple[Path, ...] = (),
+    progress: Progress = lambda text: None,
+) -> Iterator[Outcome]:
+    """Fit and judge a model at every k of the protocol, on valid and on test."""
+    if choice.ours:
+        yield from _judge_learner(choice, prepared, seed, settings, device, config_files, progress)
+        return
+    for k in prepared.shots:
+        yield judge_recbole(choice, prepared, k, seed, settings, device, config_files, progress)
+
+
+def _judge_learner(
+    choice: ModelChoice,
+    prepared: Prepared,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str,
+    config_files: tuple[Path, ...],
+    progress: Progress,
+) -> Iterator[Outcome]:
+    stages = {"valid": load_stage(choice, prepared, "valid", prepared.shots[0], seed, settings, device, config_files)}
+    if "test" in stages["valid"].data:
+        stages["test"] = stages["valid"]
+    else:
+        stages["test"] = load_stage(choice, prepared, "test", prepared.shots[0], seed, settings, device, config_files)
+    fitted: dict[int, tuple[Trainer, float]] = {}
+    for stage in stages.values():
+        if id(stage) not in fitted:
+            progress("fit")
+            start = time.perf_counter()
+            trainer = fit_learner(choice, stage, stage.config)
+            fitted[id(stage)] = trainer, time.perf_counter() - start
+    for k in prepared.shots:
+        progress(f"k={k}")
+        judged, seconds = {}, {"fit": fitted[id(stages["test"])][1]}
+        for phase, stage in stages.items():
+            start = time.perf_counter()
+            judged[phase] = judge_learner(fitted[id(stage)][0], choice, stage, phase, k)
+            seconds["evaluate"] = time.perf_counter() - start
+        yield Outcome(k, judged["valid"], judged["test"], seconds, used_settings(choice, stages["test"].config))
+
+
+def fit_learner(choice: ModelChoice, stage: Stage, config: Any) -> Trainer:
+    """A learner of ours, fitted on the stage's training file with these settings."""
+    with contained():
+        from recbole.utils import init_seed
+
+        init_seed(config["seed"], config["reproducibility"])
+        model = choice.cls(config, stage.dataset).to(config["device"])
+        trainer = Trainer(config, model)
+        trainer.fit(stage.train, saved=False, verbose=False)
+    return trainer
+
+
+def judge_learner(trainer: Trainer, choice: ModelChoice, stage: Stage, phase: str, k: int) -> Judged:
+    """The fitted learner, adapted to the first k rows of each task of a phase."""
+    dataset = stage.dataset
+    tokens = dataset.field2token_id
+    users, items = tokens[dataset.uid_field], tokens[dataset.iid_field]
+    trainer.model.observe(read_support(stage.prepared, phase, k, users, items))
+    judge = Judge(stage.prepared, phase, k, dataset, choice.name)
+    with contained():
+        return judge_model(trainer, judge, stage.data[phase])
+
+
+def judge_recbole(
+    choice: ModelChoice,
+    prepared: Prepared,
+    k: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+    config_files: tuple[Path, ...] = (),
+    progress: Progress = lambda text: None,
+    test: bool = True,
+) -> Outcome:
+    """RecBole's own model and trainer on the training file of k shots; epochs are chosen on valid."""
+    stage = load_stage(choice, prepared, "valid", k, seed, settings, device, config_files)
+    start = time.perf_counter()
+    trainer, valid, epochs = _fit_recbole(choice, stage, k, progress)
+    seconds = {"fit": time.perf_counter() - start}
+    judged = None
+    if test:
+        if "test" not in stage.data:  # fit again up to the cut, as long as valid said
+            stage = load_stage(choice, prepared, "test", k, seed, settings, device, config_files)
+            start = time.perf_counter()
+            trainer = _refit_recbole(choice, stage, k, epochs)
+            seconds = {"fit": time.perf_counter() - start}
+        start = time.perf_counter()
+        with contained():
+            judge = Judge(prepared, "test", k, stage.dataset, choice.name)
+            judged = judge_model(trainer, judge, stage.data["test"])
+        seconds["evaluate"] = time.perf_counter() - start
+    return Outcome(k, valid, judged, seconds, used_settings(choice, stage.config), epochs)
+
+
+def _recbole_trainer(choice: ModelChoice, stage: Stage) -> Any:
+    """Seeded as RecBole's ``run_recbole`` does it."""
+    from recbole.utils import get_trainer, init_seed
+
+    config = stage.config
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = choice.cls(config, stage.dataset).to(config["device"])
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def _fit_recbole(
+    choice: ModelChoice, stage: Stage, k: int, progress: Progress
+) -> tuple[Any, Judged, int]:
+    """The trainer with the best epoch's model, how it is judged on valid, and that epoch's number from 1."""
+    metric = valid_metric(stage.prepared)
+    sign = 1 if metric.bigger else -1
+    best: list[float] = [-float("inf"), 0]
+
+    def after_epoch(epoch: int, score: float) -> None:
+        if sign * score >= best[0]:
+            best[:] = [sign * score, epoch + 1]
+        progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
+
+    one_shot = choice.cls.type.name == "TRADITIONAL" or choice.cls.__name__ in ("Pop", "EASE", "ItemKNN")
+    with TemporaryDirectory() as folder, contained():
+        stage.config["checkpoint_dir"] = folder
+        trainer = _recbole_trainer(choice, stage)
+        if one_shot:
+            trainer.epochs = 1
+        judge = Judge(stage.prepared, "valid", k, stage.dataset, choice.name)
+        judge_with(trainer, judge)
+        trainer.fit(
+            stage.train, stage.data["valid"], verbose=False, saved=not one_shot, callback_fn=after_epoch
+        )
+        if not one_shot:
+            load_recbole_checkpoint(trainer.saved_model_file, trainer.model)
+        valid = judge_model(trainer, judge, stage.data["valid"])
+    return trainer, valid, int(best[1])
+
+
+def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> Any:
+    """The trainer after a fixed number of epochs; test is not looked at."""
+    with TemporaryDirectory() as folder, contained():
+        stage.config["checkpoint_dir"] = folder
+        trainer = _recbole_trainer(choice, stage)
+        trainer.epochs = epochs
+        trainer.fit(stage.train, None, verbose=False, saved=False)
+    return trainer
+
+
+def used_settings(choice: ModelChoice, config: Any) -> dict[str, Any]:
+    """The model's settings as the Config holds them."""
+    from recbole_meta.stage import model_page
+
+    return {key: config[key] for key in model_page(choice)}

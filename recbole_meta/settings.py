@@ -1,0 +1,96 @@
+"""Typed settings, read from YAML; the YAML files of ``properties/`` are the only place for defaults."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from recbole_meta.errors import SettingError, nearest
+
+S = TypeVar("S")
+
+
+@cache
+def properties_folder() -> Path:
+    """``properties/``: inside the package (wheel) or beside it (checkout, editable install)."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "properties", package.parent / "properties"):
+        if folder.is_dir():
+            return folder
+    raise SettingError(f"No folder 'properties' in {package} or beside it: the install is damaged.")
+
+
+def names(kind: str) -> list[str]:
+    """The names with a YAML in ``properties/<kind>``, sorted."""
+    return sorted(path.stem for path in (properties_folder() / kind).glob("*.yaml"))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dictionary; an empty file is an empty dictionary."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(f"Cannot read the settings file {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingError(f"{path} must hold 'key: value' lines, found {type(content).__name__}.")
+    return content
+
+
+def load_properties(kind: str, name: str) -> dict[str, Any]:
+    """``properties/<kind>/<name>.yaml``, or an error with the nearest name."""
+    path = properties_folder() / kind / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingError(f"Unknown {kind} '{name}'. {nearest(name, names(kind))}")
+    return load_yaml(path)
+
+
+def read_settings(cls: type[S], values: Mapping[str, Any], where: str) -> S:
+    """The frozen dataclass ``cls`` from ``values``: no key may be missing, unknown or of another type.
+
+    Integers pass as floats; a list becomes a tuple where the field is one.
+    """
+    types_of = typing.get_type_hints(cls)
+    wanted = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in wanted:
+            raise SettingError(f"{where}: unknown setting '{key}'. {nearest(key, wanted)}")
+    missing = [key for key in wanted if key not in values]
+    if missing:
+        raise SettingError(f"{where}: missing setting '{missing[0]}'.")
+    return cls(**{key: _typed(values[key], types_of[key], f"{where}: '{key}'") for key in wanted})
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (wanted,) = (kind for kind in arguments if kind is not type(None))
+        return _typed(value, wanted, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            allowed = [str(argument) for argument in arguments]
+            raise SettingError(f"{where} is {value!r}. {nearest(str(value), allowed)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise SettingError(f"{where} must be a list, found {value!r}.")
+        return tuple(_typed(entry, arguments[0], where) for entry in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise SettingError(f"{where} must be 'name: value' pairs, found {value!r}.")
+        return {
+            _typed(k, arguments[0], where): _typed(v, arguments[1], where) for k, v in value.items()
+        }
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise SettingError(f"{where} must be of type {wanted.__name__}, found {value!r}.")
+    return value

@@ -1,0 +1,102 @@
+"""The files of a run: ``result.json`` and ``tasks.npz``, written atomically."""
+
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recbole_meta.data.prepared import Prepared
+from recbole_meta.stage import ModelChoice
+
+if TYPE_CHECKING:
+    from recbole_meta.quick_start import Outcome
+
+_PACKAGES = ("recbole_meta", "recbole", "torch", "numpy", "scipy", "pandas")
+
+
+def run_folder(root: Path, model: str, prepared: Prepared, seed: int, k: int) -> Path:
+    """One folder per (model, data set, protocol, order, split, seed, k)."""
+    about, settings = prepared.description, prepared.description["settings"]
+    setting = f"{about['dataset']}-{about['protocol']}-{settings['order']}-{settings['split']}"
+    return root / setting / f"{model}-seed{seed}-k{k}"
+
+
+def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome") -> Path:
+    """Write an outcome; an older one of the same run is replaced."""
+    assert outcome.test is not None
+    about = prepared.description
+    folder = run_folder(root, choice.name, prepared, seed, outcome.k)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "model": choice.name,
+        "group": choice.group,
+        "reads": choice.reads,
+        "dataset": about["dataset"],
+        "protocol": about["protocol"],
+        "order": about["settings"]["order"],
+        "split": about["settings"]["split"],
+        "seed": seed,
+        "shots": outcome.k,
+        "query": outcome.test.primary,
+        "metrics": outcome.test.means(),
+        "slices": {name: outcome.test.means(name) for name in outcome.test.metrics},
+        "valid_metrics": outcome.valid.means(),
+        "seconds": outcome.seconds,
+        "epochs": outcome.epochs,
+        "config": outcome.settings,
+        "versions": versions(),
+        "data": {"prepared": prepared.name, "sha256": prepared.sha256},
+        "commit": commit(),
+    }
+    write_atomically(folder / "tasks.npz", npz_bytes(outcome.test.to_npz()))
+    write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    return folder
+
+
+def npz_bytes(arrays: dict[str, Any]) -> bytes:
+    """The arrays as a compressed .npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A temporary file, synced, renamed: the file is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

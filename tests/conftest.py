@@ -1,0 +1,45 @@
+"""Where the tests find data: RecBole's bundled ml-100k, and the data sets of RECBOLE_META_DATA."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_folder() -> Path:
+    """RECBOLE_META_DATA, relative to the root of the checkout; by default ``../shared/data``."""
+    return (ROOT / os.environ.get("RECBOLE_META_DATA", "../shared/data")).resolve()
+
+
+def need_data() -> None:
+    """Skip the test where the data sets are absent; fail it where they must be there."""
+    if data_folder().is_dir():
+        return
+    reason = f"no data sets at {data_folder()}: set RECBOLE_META_DATA"
+    if os.environ.get("RECBOLE_META_REQUIRE_DATA") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("data"):
+        need_data()
+
+
+@pytest.fixture(scope="session")
+def data_path() -> Path:
+    """The folder of the data sets, for tests marked ``data``."""
+    need_data()
+    return data_folder()
+
+
+@pytest.fixture(scope="session")
+def ml100k() -> Path:
+    """The ml-100k that RecBole brings along, found without importing RecBole."""
+    spec = find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("RecBole is not installed: pip install -c constraints.txt -e '.[dev]'")
+    return Path(spec.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
