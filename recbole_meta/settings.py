@@ -68,6 +68,8 @@ def read_settings(cls: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if wanted is Any:
+        return value
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
