@@ -48,6 +48,7 @@ def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, ou
         "metrics": outcome.test.means(),
         "slices": {name: outcome.test.means(name) for name in outcome.test.metrics},
         "valid_metrics": outcome.valid.means(),
+        "valid_slices": {name: outcome.valid.means(name) for name in outcome.valid.metrics},
         "seconds": outcome.seconds,
         "epochs": outcome.epochs,
         "config": outcome.settings,
