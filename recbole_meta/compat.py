@@ -90,7 +90,7 @@ class NullWriter:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Inside, RecBole may be used; on the way out all that it changes is exactly as before.
+    """Inside, RecBole may be used; on the way out the following is exactly as it was.
 
     - ``sys.argv`` holds the program's name alone: a Config takes, and evaluates, what follows it.
     - ``os.environ`` is restored: a Config overwrites ``CUDA_VISIBLE_DEVICES``.

@@ -4,11 +4,10 @@
 once for all k (it adapts), a model of RecBole's once per k (the support is in its training file).
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +20,18 @@ from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.errors import SettingError
 from recbole_meta.evaluation.judge import Judge, Judged
-from recbole_meta.stage import ModelChoice, Stage, check_settings, choose_model, load_stage
+from recbole_meta.settings import load_properties, load_yaml
+from recbole_meta.stage import (
+    ModelChoice,
+    Stage,
+    check_settings,
+    choose_model,
+    load_stage,
+    model_page,
+)
 from recbole_meta.tracking import write_run
 from recbole_meta.trainer import Trainer, judge_model, judge_with
 
-_log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 
@@ -39,7 +45,13 @@ class Outcome:
     seconds: dict[str, float]
     settings: dict[str, Any]
     epochs: int = 0  # epochs of the judged model
-    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tested(self) -> Judged:
+        """What was judged on test; an error where only valid was."""
+        if self.test is None:
+            raise SettingError(f"Only valid was judged at k = {self.k}.")
+        return self.test
 
 
 def run(
@@ -47,10 +59,9 @@ def run(
     dataset: str = "ml-100k",
     protocol: str = "user_cold_5",
     *,
-    seed: int = 2020,
-    protocol_settings: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
     config_files: Sequence[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 2020,
     data_path: str | Path = "dataset",
     prepared_path: str | Path = "dataset/prepared",
     results: str | Path = "runs",
@@ -60,38 +71,46 @@ def run(
 ) -> dict[str, Any]:
     """Prepare, fit, judge and write one model: RecBole's keys, and ``runs``, one entry per k.
 
-    ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` are those of the
-    largest k. Every entry of ``runs`` has ``shots``, ``folder``, ``valid`` and ``test``.
+    ``settings`` win over ``config_files``, later files over earlier ones; a key of the protocol (``order``, ``split``,
+    ``shots``, ..) changes the protocol, any other must be one of the model. ``seed`` is the model's.
+    ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` are those of the largest k.
+    Every entry of ``runs`` has ``shots``, ``folder``, ``valid`` and ``test``.
     """
+    given: dict[str, Any] = {}
+    for file in config_files:
+        given |= load_yaml(Path(file))
+    ours, theirs = split_settings(protocol, given | dict(settings or {}))
     choice = choose_model(model)
-    check_settings(choice, settings or {})
-    folder = prepare(
-        dataset, read_protocol(protocol, **(protocol_settings or {})), protocol, data_path, prepared_path
-    )
-    prepared = open_prepared(folder)
-    with thread_limit(threads):
-        outcomes = list(
-            judge_all(choice, prepared, seed, settings or {}, device, tuple(map(Path, config_files)), progress)
-        )
+    check_settings(choice, theirs)
+    made = read_protocol(protocol, **ours)
+    prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []
-    for outcome in outcomes:
-        where = write_run(Path(results), choice, prepared, seed, outcome)
-        assert outcome.test is not None
-        runs.append(
-            {"shots": outcome.k, "folder": str(where), "valid": outcome.valid.means(),
-             "test": outcome.test.means(), "outcome": outcome}  # fmt: skip
-        )
-    last = outcomes[-1]
+    with thread_limit(threads):
+        for outcome in judge_all(choice, prepared, seed, theirs, device, progress):
+            folder = write_run(Path(results), choice, prepared, seed, outcome)
+            runs.append({
+                "shots": outcome.k, "folder": str(folder),
+                "valid": outcome.valid.means(), "test": outcome.tested.means(),
+            })  # fmt: skip
     metric = valid_metric(prepared)
     return {
-        "best_valid_score": last.valid.means()[metric.name],
+        "best_valid_score": runs[-1]["valid"][metric.name],
         "valid_score_bigger": metric.bigger,
         "best_valid_result": runs[-1]["valid"],
         "test_result": runs[-1]["test"],
         "model": model,
-        "prepared": str(folder),
+        "prepared": str(prepared.path),
         "runs": runs,
     }
+
+
+def split_settings(protocol: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the protocol, and the others; a ``seed`` is the model's."""
+    known = load_properties("protocol", protocol).keys() - {"kind", "seed"}
+    return (
+        {key: value for key, value in given.items() if key in known},
+        {key: value for key, value in given.items() if key not in known},
+    )
 
 
 @dataclass(frozen=True)
@@ -130,15 +149,14 @@ def judge_all(
     seed: int,
     settings: Mapping[str, Any],
     device: str = "cpu",
-    config_files: tuple[Path, ...] = (),
     progress: Progress = lambda text: None,
 ) -> Iterator[Outcome]:
     """Fit and judge a model at every k of the protocol, on valid and on test."""
     if choice.ours:
-        yield from _judge_learner(choice, prepared, seed, settings, device, config_files, progress)
+        yield from _judge_learner(choice, prepared, seed, settings, device, progress)
         return
     for k in prepared.shots:
-        yield judge_recbole(choice, prepared, k, seed, settings, device, config_files, progress)
+        yield judge_recbole(choice, prepared, k, seed, settings, device, progress)
 
 
 def _judge_learner(
@@ -147,29 +165,31 @@ def _judge_learner(
     seed: int,
     settings: Mapping[str, Any],
     device: str,
-    config_files: tuple[Path, ...],
     progress: Progress,
 ) -> Iterator[Outcome]:
-    stages = {"valid": load_stage(choice, prepared, "valid", prepared.shots[0], seed, settings, device, config_files)}
-    if "test" in stages["valid"].data:
-        stages["test"] = stages["valid"]
-    else:
-        stages["test"] = load_stage(choice, prepared, "test", prepared.shots[0], seed, settings, device, config_files)
+    """Fitted once per training file without support (for valid, and for test where it has its own)."""
+    progress("fit")
+    stages: dict[str, Stage] = {}
+    for phase in ("valid", "test"):
+        shared = stages["valid"] if "valid" in stages and phase in stages["valid"].data else None
+        stages[phase] = shared or load_stage(
+            choice, prepared, phase, prepared.shots[0], seed, settings, device
+        )
     fitted: dict[int, tuple[Trainer, float]] = {}
     for stage in stages.values():
         if id(stage) not in fitted:
-            progress("fit")
             start = time.perf_counter()
             trainer = fit_learner(choice, stage, stage.config)
             fitted[id(stage)] = trainer, time.perf_counter() - start
+    used = used_settings(choice, stages["test"].config)
     for k in prepared.shots:
-        progress(f"k={k}")
+        progress(f"k = {k}")
         judged, seconds = {}, {"fit": fitted[id(stages["test"])][1]}
         for phase, stage in stages.items():
             start = time.perf_counter()
             judged[phase] = judge_learner(fitted[id(stage)][0], choice, stage, phase, k)
             seconds["evaluate"] = time.perf_counter() - start
-        yield Outcome(k, judged["valid"], judged["test"], seconds, used_settings(choice, stages["test"].config))
+        yield Outcome(k, judged["valid"], judged["test"], seconds, used)
 
 
 def fit_learner(choice: ModelChoice, stage: Stage, config: Any) -> Trainer:
@@ -202,19 +222,18 @@ def judge_recbole(
     seed: int,
     settings: Mapping[str, Any],
     device: str = "cpu",
-    config_files: tuple[Path, ...] = (),
     progress: Progress = lambda text: None,
     test: bool = True,
 ) -> Outcome:
     """RecBole's own model and trainer on the training file of k shots; epochs are chosen on valid."""
-    stage = load_stage(choice, prepared, "valid", k, seed, settings, device, config_files)
+    stage = load_stage(choice, prepared, "valid", k, seed, settings, device)
     start = time.perf_counter()
     trainer, valid, epochs = _fit_recbole(choice, stage, k, progress)
     seconds = {"fit": time.perf_counter() - start}
     judged = None
     if test:
         if "test" not in stage.data:  # fit again up to the cut, as long as valid said
-            stage = load_stage(choice, prepared, "test", k, seed, settings, device, config_files)
+            stage = load_stage(choice, prepared, "test", k, seed, settings, device)
             start = time.perf_counter()
             trainer = _refit_recbole(choice, stage, k, epochs)
             seconds = {"fit": time.perf_counter() - start}
@@ -249,7 +268,7 @@ def _fit_recbole(
             best[:] = [sign * score, epoch + 1]
         progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
 
-    one_shot = choice.cls.type.name == "TRADITIONAL" or choice.cls.__name__ in ("Pop", "EASE", "ItemKNN")
+    one_shot = choice.cls.type.name == "TRADITIONAL"
     with TemporaryDirectory() as folder, contained():
         stage.config["checkpoint_dir"] = folder
         trainer = _recbole_trainer(choice, stage)
@@ -278,6 +297,4 @@ def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> An
 
 def used_settings(choice: ModelChoice, config: Any) -> dict[str, Any]:
     """The model's settings as the Config holds them."""
-    from recbole_meta.stage import model_page
-
     return {key: config[key] for key in model_page(choice)}

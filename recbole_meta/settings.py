@@ -1,5 +1,6 @@
 """Typed settings, read from YAML; the YAML files of ``properties/`` are the only place for defaults."""
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,15 @@ import yaml
 from recbole_meta.errors import SettingError, nearest
 
 S = TypeVar("S")
+
+
+class YamlLoader(yaml.SafeLoader):
+    """YAML without code in it, in which 1e-5 is a number, too."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @cache
@@ -33,7 +43,7 @@ def names(kind: str) -> list[str]:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a dictionary; an empty file is an empty dictionary."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingError(f"Cannot read the settings file {path}: {error}") from error
     if content is None:

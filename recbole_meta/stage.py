@@ -1,11 +1,10 @@
 """A training file of a prepared folder and the tasks judged from it, as RecBole's Config, dataset and loaders."""
 
-import fnmatch
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from recbole_meta.compat import contained, recbole_config, recbole_model, recbole_model_names
 from recbole_meta.data.prepared import Prepared
@@ -71,29 +70,44 @@ def choose_model(name: str) -> ModelChoice:
     return ModelChoice(name, recbole_model(plain), False)
 
 
+_OWNED = (
+    "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path", "seed",
+    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "save_dataset", "save_dataloaders",
+)  # fmt: skip
+
+
+def _known(choice: ModelChoice) -> set[str]:
+    """The settings that a model reads."""
+    from recbole.utils.argument_list import (
+        evaluation_arguments,
+        general_arguments,
+        training_arguments,
+    )
+
+    known = {*general_arguments, *evaluation_arguments} - set(_OWNED)
+    page = set(model_page(choice))
+    if choice.ours and model_page(choice)["epochs"] == 0:  # a closed form: nothing is trained
+        return known | (page - {"epochs"})
+    return known | page | set(training_arguments)
+
+
+def knows(choice: ModelChoice, key: str) -> bool:
+    """Whether a model reads the setting."""
+    return key in _known(choice)
+
+
 def check_settings(choice: ModelChoice, settings: Mapping[str, Any]) -> None:
     """Refuse settings that nothing reads, that RecBole would ignore, or that the prepared folder owns."""
-    from recbole.utils.argument_list import evaluation_arguments, general_arguments, training_arguments
-
-    known = {*general_arguments, *training_arguments, *evaluation_arguments, "eval_batch_size"}
-    if choice.ours:
-        known |= {field.name for field in fields(get_type_hints(choice.cls)["settings"])}
-    else:
-        known |= set(load_recbole_page(choice.cls.__name__))
-        if choice.defaults():
-            known |= set(load_yaml(choice.defaults()))
-    owned = {"eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path",
-             "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu"}  # fmt: skip
     for key in settings:
-        if key in IGNORED or fnmatch.fnmatch(key, "*_inter_num_interval"):
+        if key in IGNORED or key.endswith("_inter_num_interval"):
             raise SettingError(
                 f"'{key}' is ignored by RecBole on a prepared folder. "
                 "Filter the data set, or set 'threshold' of the protocol."
             )
-        if key in owned:
-            raise SettingError(f"'{key}' is set by the prepared folder or the command, not by you.")
-        if key not in known:
-            raise SettingError(f"{choice.name} has no setting '{key}'. {nearest(key, known - owned)}")
+        if key in _OWNED:
+            raise SettingError(f"'{key}' is set by the prepared folder or the command, not here.")
+        if not knows(choice, key):
+            raise SettingError(f"{choice.name} has no setting '{key}'. {nearest(key, _known(choice))}")
 
 
 def load_recbole_page(name: str) -> dict[str, Any]:
@@ -123,7 +137,6 @@ def load_stage(
     seed: int,
     settings: Mapping[str, Any],
     device: str = "cpu",
-    config_files: tuple[Path, ...] = (),
 ) -> Stage:
     """Read the training file of (phase, k) and the phases that are judged from it, as RecBole does."""
     if prepared.feedback not in choice.feedback():
@@ -148,8 +161,7 @@ def load_stage(
         "prepared": str(prepared.path),
         "phase": phase,
     }
-    files = [path for path in (choice.defaults(), *config_files) if path]
-    files.append(prepared.path / "recbole.yaml")
+    files = [path for path in (choice.defaults(), prepared.path / "recbole.yaml") if path]
     with contained():
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import init_seed

@@ -30,7 +30,7 @@ def run_folder(root: Path, model: str, prepared: Prepared, seed: int, k: int) ->
 
 def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome") -> Path:
     """Write an outcome; an older one of the same run is replaced."""
-    assert outcome.test is not None
+    test = outcome.tested
     about = prepared.description
     folder = run_folder(root, choice.name, prepared, seed, outcome.k)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,9 +44,9 @@ def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, ou
         "split": about["settings"]["split"],
         "seed": seed,
         "shots": outcome.k,
-        "query": outcome.test.primary,
-        "metrics": outcome.test.means(),
-        "slices": {name: outcome.test.means(name) for name in outcome.test.metrics},
+        "query": test.primary,
+        "metrics": test.means(),
+        "slices": {name: test.means(name) for name in test.metrics},
         "valid_metrics": outcome.valid.means(),
         "valid_slices": {name: outcome.valid.means(name) for name in outcome.valid.metrics},
         "seconds": outcome.seconds,
@@ -56,7 +56,7 @@ def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, ou
         "data": {"prepared": prepared.name, "sha256": prepared.sha256},
         "commit": commit(),
     }
-    write_atomically(folder / "tasks.npz", npz_bytes(outcome.test.to_npz()))
+    write_atomically(folder / "tasks.npz", npz_bytes(test.to_npz()))
     write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     return folder
 

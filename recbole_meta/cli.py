@@ -1,0 +1,272 @@
+"""The command line: ``recbole-meta`` and the runner that takes what RecBole's runner takes."""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_meta.errors import RecboleMetaError, SettingError, nearest
+from recbole_meta.settings import YamlLoader, load_yaml, names
+
+DEFAULT_MODELS = (
+    "Pop,QueryPop,ItemKNNFoldIn,EASEFoldIn,ItemKNN,EASE,BPR,LightGCN,NeuMF,PriorRidge,EpisodicRidge"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error of the user's is one line and exit code 2."""
+    return _guarded(_parser(), sys.argv[1:] if arguments is None else arguments)
+
+
+def run_main(arguments: Sequence[str] | None = None) -> int:
+    """``run_recbole_meta.py``: the command ``run`` alone."""
+    parser = argparse.ArgumentParser(
+        "run_recbole_meta.py",
+        description="Judge models on a cold-start protocol; without arguments: ml-100k, user_cold_5.",
+        epilog="example: python run_recbole_meta.py -m BPR,PriorRidge -p user_cold_curve --order=random --folds=0",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_run(parser)
+    return _guarded(parser, sys.argv[1:] if arguments is None else arguments)
+
+
+def _guarded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    options, free = parser.parse_known_args(arguments)
+    try:
+        options.settings = _free(free) if options.takes_settings else _none(free, parser)
+        verbosity = getattr(options, "verbose", 0)
+        level = logging.WARNING if not verbosity else logging.INFO
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+        logging.getLogger("recbole_meta").setLevel(level)
+        options.function(options)
+    except RecboleMetaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _free(free: Sequence[str]) -> dict[str, Any]:
+    """``--key=value`` arguments, values read as YAML."""
+    settings: dict[str, Any] = {}
+    for argument in free:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise SettingError(f"Cannot read '{argument}': free settings are written --key=value.")
+        try:
+            settings[key] = yaml.load(value, YamlLoader)
+        except yaml.YAMLError as error:
+            raise SettingError(f"Cannot read the value of '--{key}': {error}") from error
+    return settings
+
+
+def _none(free: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    if free:
+        parser.error(f"unrecognized arguments: {' '.join(free)}")
+    return {}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "recbole-meta",
+        description="Cold-start and multi-task recommenders on RecBole, judged honestly.",
+        epilog="example: recbole-meta run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, about: str, example: str, function: Any, settings: bool = False) -> Any:
+        sub = commands.add_parser(
+            name, help=about, description=about, epilog=f"example: recbole-meta {example}",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(function=function, takes_settings=settings)
+        return sub
+
+    sub = command("list", "Names that can be used.", "list models", _list)
+    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks"])
+    _add_data(sub)
+
+    sub = command("prepare", "Make a protocol's files.", "prepare -d ml-100k -p user_cold_5 --split=1", _prepare, True)
+    _add_data(sub)
+    _add_protocol(sub)
+
+    sub = command("run", "Judge models on a protocol.", "run -m BPR,PriorRidge -d ml-100k -p user_cold_5", _run, True)
+    _add_run(sub)
+
+    sub = command("benchmark", "Run what is missing of a published table.", "benchmark foundation --processes 2", _benchmark)
+    sub.add_argument("name", help="a file of properties/benchmark")
+    sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--verbose", "-v", action="count", default=1, help=argparse.SUPPRESS)
+    _add_data(sub)
+
+    sub = command("table", "Write a benchmark's table from its runs.", "table foundation", _table)
+    sub.add_argument("name", help="a file of properties/benchmark")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the table is written")
+
+    sub = command("recompute", "Compute a run's metrics anew from its files.", "recompute runs/ml-100k-user_cold_5-time-0/Pop-seed2020-k5", _recompute)
+    sub.add_argument("folder", help="the folder of a run")
+    sub.add_argument("--prepared_path", default="dataset/prepared", help="where the prepared folders are")
+
+    sub = command("clean", "Delete prepared folders and runs.", "clean --prepared_path dataset/prepared --runs runs --yes", _clean)
+    sub.add_argument("--prepared_path", default="dataset/prepared", help="its prepared folders are deleted")
+    sub.add_argument("--runs", default="runs", help="this folder is deleted")
+    sub.add_argument("--yes", action="store_true", help="delete; without it, only say what would be deleted")
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data_path", default="dataset", help="folder of the data sets' folders")
+    parser.add_argument("--prepared_path", default="dataset/prepared", help="folder of the prepared folders")
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
+    parser.add_argument("--protocol", "-p", default="user_cold_5", help="a file of properties/protocol")
+    parser.add_argument("--order", choices=["time", "random"], default=None, help="order of a user's rows; the protocol's own if not given")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(function=_run, takes_settings=True)
+    parser.add_argument("--model", "-m", default=DEFAULT_MODELS, help="names, separated by commas")
+    _add_protocol(parser)
+    parser.add_argument("--config_files", default="", help="YAML files, separated by blanks")
+    parser.add_argument("--seed", type=int, default=2020, help="of the models; --split=N draws other users")
+    parser.add_argument("--results", default="runs", help="folder of the runs")
+    _add_data(parser)
+    parser.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch; all cores if not given")
+    parser.add_argument("--json", default=None, help="write the results to this file, too")
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
+    parser.add_argument("--verbose", "-v", action="count", default=0, help="say more")
+
+
+def _list(options: argparse.Namespace) -> None:
+    if options.what == "models":
+        from recbole_meta.compat import recbole_model_names
+        from recbole_meta.model import our_models
+
+        for name, cls in sorted(our_models().items(), key=lambda pair: (pair[1].group, pair[0])):
+            judged = ", ".join(cls.feedback)
+            print(f"{cls.group:10} {name:16} {judged}")
+        for name in recbole_model_names():
+            shown = f"recbole.{name}" if name in our_models() else name
+            tested = "" if name in names("recbole") or name == "Pop" else "  (without a page of ours: untried)"
+            print(f"{'recbole':10} {shown}{tested}")
+    elif options.what == "datasets":
+        found = sorted(path.parent.name for path in Path(options.data_path).glob("*/*.inter*") if path.name.startswith(path.parent.name + "."))
+        for name in dict.fromkeys(["ml-100k", *found]):
+            print(name)
+    else:
+        kind = options.what.removesuffix("s")
+        for name in names(kind):
+            from recbole_meta.settings import properties_folder
+
+            first = (properties_folder() / kind / f"{name}.yaml").read_text("utf-8").splitlines()[0]
+            print(f"{name:22} {first.removeprefix('# ')}")
+
+
+def _changed(options: argparse.Namespace) -> dict[str, Any]:
+    order = {"order": options.order} if options.order else {}
+    return order | options.settings
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from recbole_meta.data.prepare import prepare, read_protocol
+    from recbole_meta.data.prepared import open_prepared
+
+    protocol = read_protocol(options.protocol, **_changed(options))
+    folder = prepare(options.dataset, protocol, options.protocol, options.data_path, options.prepared_path)
+    about = open_prepared(folder).description
+    counts = about["counts"]
+    share = counts["eligible_users"] / counts["users"]
+    print(folder)
+    print(f"{counts['rows']} rows, {counts['users']} users ({share:.0%} eligible), {counts['items']} items; "
+          f"cold: {len(about['tasks']['valid'])} valid, {len(about['tasks']['test'])} test")  # fmt: skip
+
+
+def _run(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from recbole_meta.quick_start import run, split_settings
+    from recbole_meta.report import terminal_table
+    from recbole_meta.stage import choose_model, knows
+
+    given: dict[str, Any] = {}
+    for file in options.config_files.split():
+        given |= load_yaml(Path(file))
+    given |= _changed(options)
+    models = list(dict.fromkeys(name for name in options.model.split(",") if name))
+    if not models:
+        raise SettingError("--model names no model.")
+    choices = {name: choose_model(name) for name in models}
+    ours, theirs = split_settings(options.protocol, given)
+    for key in theirs:
+        if len(models) > 1 and not any(knows(choice, key) for choice in choices.values()):
+            raise SettingError(f"None of {', '.join(models)} has a setting '{key}'.")
+    results = {}
+    with tqdm(total=len(models), disable=options.quiet, file=sys.stderr, unit="model") as bar:
+        for name in models:
+            bar.set_description(f"{name:16}")
+            results[name] = run(
+                name, options.dataset, options.protocol,
+                settings=ours | {k: v for k, v in theirs.items() if len(models) == 1 or knows(choices[name], k)},
+                seed=options.seed, data_path=options.data_path, prepared_path=options.prepared_path,
+                results=options.results, device=options.device, threads=options.threads,
+                progress=lambda text: bar.set_postfix_str(text),
+            )  # fmt: skip
+            bar.set_postfix_str("")
+            bar.update()
+    print(terminal_table([Path(entry["folder"]) for r in results.values() for entry in r["runs"]]))
+    print(f"Runs: {options.results}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from recbole_meta.benchmark import run_benchmark
+
+    run_benchmark(options.name, options.data_path, options.prepared_path, options.runs, options.processes)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from recbole_meta.report import benchmark_table
+
+    if options.name not in names("benchmark"):
+        raise SettingError(f"Unknown benchmark '{options.name}'. {nearest(options.name, names('benchmark'))}")
+    for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
+        print(path)
+
+
+def _recompute(options: argparse.Namespace) -> None:
+    from recbole_meta.evaluation.recompute import recompute
+
+    for query, metrics in recompute(Path(options.folder), Path(options.prepared_path)).items():
+        print(query, " ".join(f"{name} {value:.6f}" for name, value in metrics.items()))
+
+
+def _clean(options: argparse.Namespace) -> None:
+    prepared = [path.parent for path in Path(options.prepared_path).glob("*/protocol.json")]
+    runs = [Path(options.runs)] if any(Path(options.runs).rglob("result.json")) else []
+    for folder in [*sorted(prepared), *runs]:
+        if options.yes:
+            shutil.rmtree(folder)
+        print(f"{'deleted' if options.yes else 'would delete'} {folder}")
+    if options.yes:
+        for lock in Path(options.prepared_path).glob(".*.lock"):
+            lock.unlink()
+    if not prepared and not runs:
+        print("nothing to delete")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
