@@ -1,8 +1,10 @@
-"""A published table from one file: search on valid, per k; test once; every step resumes where it was killed.
+"""A published table from one file: search on valid, per k; test once; every step resumes where it
+was killed.
 
-The unit of work is a file below the benchmark's folder of runs: what has its file is not run again. Several
-processes may work on one benchmark: a unit is locked while it runs. Rows of ours (floors, rules, learners) are
-fitted once per trial and judged at every k; RecBole's models are searched once and trained for every k.
+The unit of work is a file below the benchmark's folder of runs: what has its file is not run
+again. Several processes may work on one benchmark: a unit is locked while it runs. Rows of ours
+(floors, rules, learners) are fitted once per trial and judged at every k; RecBole's models are
+searched once and trained for every k.
 """
 
 import itertools
@@ -22,7 +24,7 @@ from filelock import FileLock, Timeout
 from recbole_meta.data.prepare import prepare, read_protocol, sha256
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.errors import SettingError
-from recbole_meta.quick_start import (
+from recbole_meta.fitting import (
     Outcome,
     fit_learner,
     judge_learner,
@@ -32,7 +34,14 @@ from recbole_meta.quick_start import (
     valid_metric,
 )
 from recbole_meta.settings import load_properties, read_settings
-from recbole_meta.stage import ModelChoice, Stage, check_settings, choose_model, load_stage, model_page
+from recbole_meta.stage import (
+    ModelChoice,
+    Stage,
+    check_settings,
+    choose_model,
+    load_stage,
+    model_page,
+)
 from recbole_meta.tracking import write_atomically, write_run
 
 _log = logging.getLogger(__name__)
@@ -47,7 +56,9 @@ class Judging:
     protocol: str
     changed: dict[str, Any]
     splits: tuple[int, ...]
-    recbole_from: str | None  # the entry whose runs of RecBole's models are read; itself: they run here
+    recbole_from: (
+        str | None
+    )  # the entry whose runs of RecBole's models are read; itself: they run here
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,9 @@ def _row(entry: Mapping[str, Any], name: str) -> Row:
 class Sweep:
     """The units of a benchmark; ``run`` does those that are missing."""
 
-    def __init__(self, benchmark: Benchmark, data_path: str, prepared_path: str, runs: Path) -> None:
+    def __init__(
+        self, benchmark: Benchmark, data_path: str, prepared_path: str, runs: Path
+    ) -> None:
         self.benchmark = benchmark
         self.data_path, self.prepared_path = data_path, prepared_path
         self.folder = runs / benchmark.name
@@ -153,7 +166,9 @@ class Sweep:
                 if done and unit.opens_others:
                     break
             spent = time.perf_counter() - start
-            _log.info("%d of %d units are missing, %.0f s spent", len(missing) - done, len(units), spent)
+            _log.info(
+                "%d of %d units are missing, %.0f s spent", len(missing) - done, len(units), spent
+            )
             if not done:
                 time.sleep(2)
 
@@ -189,7 +204,9 @@ class Sweep:
                 for row in b.rows:
                     yield Unit(
                         self.folder / judging.name / str(split) / f"{_slug(row.name)}.json",
-                        lambda judging=judging, split=split, row=row: self._judge_row(judging, split, row),
+                        lambda judging=judging, split=split, row=row: self._judge_row(
+                            judging, split, row
+                        ),
                     )
                 if judging.recbole_from != judging.name:
                     continue
@@ -205,7 +222,13 @@ class Sweep:
         """The prepared folder of an entry's split."""
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
         return open_prepared(
-            prepare(self.benchmark.dataset, protocol, judging.protocol, self.data_path, self.prepared_path)
+            prepare(
+                self.benchmark.dataset,
+                protocol,
+                judging.protocol,
+                self.data_path,
+                self.prepared_path,
+            )
         )
 
     def _search_recbole(self, row: Row, trial: Settings) -> dict[str, Any]:
@@ -225,13 +248,17 @@ class Sweep:
             return None
         return [json.loads(file.read_text()) for file in files]
 
-    def _judge_recbole(self, judging: Judging, split: int, row: Row, k: int) -> dict[str, Any] | None:
+    def _judge_recbole(
+        self, judging: Judging, split: int, row: Row, k: int
+    ) -> dict[str, Any] | None:
         trials = self.searched(row)
         if trials is None:
             return None
         prepared = self.prepared(judging, split)
         metric = valid_metric(prepared)
-        best = max(trials, key=lambda trial: trial["valid"][metric.name] * (1 if metric.bigger else -1))
+        best = max(
+            trials, key=lambda trial: trial["valid"][metric.name] * (1 if metric.bigger else -1)
+        )
         choice = choose_model(row.model)
         outcome = judge_recbole(choice, prepared, k, self.benchmark.seed, best["settings"])
         run = self._write(row, choice, judging, split, prepared, outcome)
@@ -281,11 +308,21 @@ class Sweep:
         return self._stages[key]
 
     def _write(
-        self, row: Row, choice: ModelChoice, judging: Judging, split: int, prepared: Prepared, outcome: Outcome
+        self,
+        row: Row,
+        choice: ModelChoice,
+        judging: Judging,
+        split: int,
+        prepared: Prepared,
+        outcome: Outcome,
     ) -> str:
         named = replace(choice, name=_slug(row.name))
         folder = write_run(
-            self.folder / judging.name / str(split) / "runs", named, prepared, self.benchmark.seed, outcome
+            self.folder / judging.name / str(split) / "runs",
+            named,
+            prepared,
+            self.benchmark.seed,
+            outcome,
         )
         return str(folder.relative_to(self.folder))
 

@@ -28,8 +28,9 @@ def run_main(arguments: Sequence[str] | None = None) -> int:
     """``run_recbole_meta.py``: the command ``run`` alone."""
     parser = argparse.ArgumentParser(
         "run_recbole_meta.py",
-        description="Judge models on a cold-start protocol; without arguments: ml-100k, user_cold_5.",
-        epilog="example: python run_recbole_meta.py -m BPR,PriorRidge -p user_cold_curve --order=random --folds=0",
+        description="Judge models on a cold-start protocol (default: ml-100k, user_cold_5). "
+        "--key=value changes a setting of the protocol or of the models that read it.",
+        epilog="example: python run_recbole_meta.py -m BPR,PriorRidge --order random --split=1",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_run(parser)
@@ -94,14 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks"])
     _add_data(sub)
 
-    sub = command("prepare", "Make a protocol's files.", "prepare -d ml-100k -p user_cold_5 --split=1", _prepare, True)
+    sub = command(
+        "prepare",
+        "Make a protocol's files.",
+        "prepare -d ml-100k -p user_cold_5 --split=1",
+        _prepare,
+        True,
+    )
     _add_data(sub)
     _add_protocol(sub)
 
-    sub = command("run", "Judge models on a protocol.", "run -m BPR,PriorRidge -d ml-100k -p user_cold_5", _run, True)
+    sub = command(
+        "run",
+        "Judge models on a protocol.",
+        "run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
+        _run,
+        True,
+    )
     _add_run(sub)
 
-    sub = command("benchmark", "Run what is missing of a published table.", "benchmark foundation --processes 2", _benchmark)
+    sub = command(
+        "benchmark",
+        "Run what is missing of a published table.",
+        "benchmark foundation --processes 2",
+        _benchmark,
+    )
     sub.add_argument("name", help="a file of properties/benchmark")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
@@ -113,26 +131,51 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
 
-    sub = command("recompute", "Compute a run's metrics anew from its files.", "recompute runs/ml-100k-user_cold_5-time-0/Pop-seed2020-k5", _recompute)
+    sub = command(
+        "recompute",
+        "Compute a run's metrics anew from its files.",
+        "recompute runs/ml-100k-user_cold_5-time-0/Pop-seed2020-k5",
+        _recompute,
+    )
     sub.add_argument("folder", help="the folder of a run")
-    sub.add_argument("--prepared_path", default="dataset/prepared", help="where the prepared folders are")
+    sub.add_argument(
+        "--prepared_path", default="dataset/prepared", help="where the prepared folders are"
+    )
 
-    sub = command("clean", "Delete prepared folders and runs.", "clean --prepared_path dataset/prepared --runs runs --yes", _clean)
-    sub.add_argument("--prepared_path", default="dataset/prepared", help="its prepared folders are deleted")
+    sub = command(
+        "clean",
+        "Delete prepared folders and runs.",
+        "clean --prepared_path dataset/prepared --runs runs --yes",
+        _clean,
+    )
+    sub.add_argument(
+        "--prepared_path", default="dataset/prepared", help="its prepared folders are deleted"
+    )
     sub.add_argument("--runs", default="runs", help="this folder is deleted")
-    sub.add_argument("--yes", action="store_true", help="delete; without it, only say what would be deleted")
+    sub.add_argument(
+        "--yes", action="store_true", help="delete; without it, only say what would be deleted"
+    )
     return parser
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_path", default="dataset", help="folder of the data sets' folders")
-    parser.add_argument("--prepared_path", default="dataset/prepared", help="folder of the prepared folders")
+    parser.add_argument(
+        "--prepared_path", default="dataset/prepared", help="folder of the prepared folders"
+    )
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
-    parser.add_argument("--protocol", "-p", default="user_cold_5", help="a file of properties/protocol")
-    parser.add_argument("--order", choices=["time", "random"], default=None, help="order of a user's rows; the protocol's own if not given")
+    parser.add_argument(
+        "--protocol", "-p", default="user_cold_5", help="a file of properties/protocol"
+    )
+    parser.add_argument(
+        "--order",
+        choices=["time", "random"],
+        default=None,
+        help="order of a user's rows; the protocol's own if not given",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +183,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default=DEFAULT_MODELS, help="names, separated by commas")
     _add_protocol(parser)
     parser.add_argument("--config_files", default="", help="YAML files, separated by blanks")
-    parser.add_argument("--seed", type=int, default=2020, help="of the models; --split=N draws other users")
+    parser.add_argument(
+        "--seed", type=int, default=2020, help="of the models; --split=N draws other users"
+    )
     parser.add_argument("--results", default="runs", help="folder of the runs")
     _add_data(parser)
     parser.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; all cores if not given")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="threads of torch; all cores if not given"
+    )
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
     parser.add_argument("--verbose", "-v", action="count", default=0, help="say more")
@@ -160,10 +207,18 @@ def _list(options: argparse.Namespace) -> None:
             print(f"{cls.group:10} {name:16} {judged}")
         for name in recbole_model_names():
             shown = f"recbole.{name}" if name in our_models() else name
-            tested = "" if name in names("recbole") or name == "Pop" else "  (without a page of ours: untried)"
+            tested = (
+                ""
+                if name in names("recbole") or name == "Pop"
+                else "  (without a page of ours: untried)"
+            )
             print(f"{'recbole':10} {shown}{tested}")
     elif options.what == "datasets":
-        found = sorted(path.parent.name for path in Path(options.data_path).glob("*/*.inter*") if path.name.startswith(path.parent.name + "."))
+        found = sorted(
+            path.parent.name
+            for path in Path(options.data_path).glob("*/*.inter*")
+            if path.name.startswith(path.parent.name + ".")
+        )
         for name in dict.fromkeys(["ml-100k", *found]):
             print(name)
     else:
@@ -185,21 +240,26 @@ def _prepare(options: argparse.Namespace) -> None:
     from recbole_meta.data.prepared import open_prepared
 
     protocol = read_protocol(options.protocol, **_changed(options))
-    folder = prepare(options.dataset, protocol, options.protocol, options.data_path, options.prepared_path)
+    folder = prepare(
+        options.dataset, protocol, options.protocol, options.data_path, options.prepared_path
+    )
     about = open_prepared(folder).description
     counts = about["counts"]
     share = counts["eligible_users"] / counts["users"]
     print(folder)
-    print(f"{counts['rows']} rows, {counts['users']} users ({share:.0%} eligible), {counts['items']} items; "
-          f"cold: {len(about['tasks']['valid'])} valid, {len(about['tasks']['test'])} test")  # fmt: skip
+    print(
+        f"{counts['rows']} rows, {counts['users']} users ({share:.0%} eligible), "
+        f"{counts['items']} items; "
+        f"cold: {len(about['tasks']['valid'])} valid, {len(about['tasks']['test'])} test"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from recbole_meta.quick_start import run, split_settings
-    from recbole_meta.report import terminal_table
     from recbole_meta.stage import choose_model, knows
+    from recbole_meta.terminal import terminal_table
 
     given: dict[str, Any] = {}
     for file in options.config_files.split():
@@ -213,13 +273,17 @@ def _run(options: argparse.Namespace) -> None:
     for key in theirs:
         if len(models) > 1 and not any(knows(choice, key) for choice in choices.values()):
             raise SettingError(f"None of {', '.join(models)} has a setting '{key}'.")
+    read = {
+        name: {k: v for k, v in theirs.items() if len(models) == 1 or knows(choice, k)}
+        for name, choice in choices.items()
+    }
     results = {}
     with tqdm(total=len(models), disable=options.quiet, file=sys.stderr, unit="model") as bar:
         for name in models:
             bar.set_description(f"{name:16}")
             results[name] = run(
                 name, options.dataset, options.protocol,
-                settings=ours | {k: v for k, v in theirs.items() if len(models) == 1 or knows(choices[name], k)},
+                settings=ours | read[name],
                 seed=options.seed, data_path=options.data_path, prepared_path=options.prepared_path,
                 results=options.results, device=options.device, threads=options.threads,
                 progress=lambda text: bar.set_postfix_str(text),
@@ -235,14 +299,18 @@ def _run(options: argparse.Namespace) -> None:
 def _benchmark(options: argparse.Namespace) -> None:
     from recbole_meta.benchmark import run_benchmark
 
-    run_benchmark(options.name, options.data_path, options.prepared_path, options.runs, options.processes)
+    run_benchmark(
+        options.name, options.data_path, options.prepared_path, options.runs, options.processes
+    )
 
 
 def _table(options: argparse.Namespace) -> None:
     from recbole_meta.report import benchmark_table
 
     if options.name not in names("benchmark"):
-        raise SettingError(f"Unknown benchmark '{options.name}'. {nearest(options.name, names('benchmark'))}")
+        raise SettingError(
+            f"Unknown benchmark '{options.name}'. {nearest(options.name, names('benchmark'))}"
+        )
     for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
         print(path)
 

@@ -1,57 +1,15 @@
-"""Run models on a protocol: the one way around RecBole's own ``quick_start``.
+"""Run a model on a protocol: the one way around RecBole's own ``quick_start``."""
 
-``run`` returns RecBole's result dictionary with ours added; below it are the two ways of fitting: a learner
-once for all k (it adapts), a model of RecBole's once per k (the support is in its training file).
-"""
-
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.prepare import prepare, read_protocol
-from recbole_meta.data.prepared import Prepared, open_prepared
-from recbole_meta.data.support import read_support
-from recbole_meta.errors import SettingError
-from recbole_meta.evaluation.judge import Judge, Judged
+from recbole_meta.data.prepared import open_prepared
+from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.settings import load_properties, load_yaml
-from recbole_meta.stage import (
-    ModelChoice,
-    Stage,
-    check_settings,
-    choose_model,
-    load_stage,
-    model_page,
-)
+from recbole_meta.stage import check_settings, choose_model
 from recbole_meta.tracking import write_run
-from recbole_meta.trainer import Trainer, judge_model, judge_with
-
-Progress = Callable[[str], None]
-
-
-@dataclass
-class Outcome:
-    """One model judged at one k."""
-
-    k: int
-    valid: Judged
-    test: Judged | None
-    seconds: dict[str, float]
-    settings: dict[str, Any]
-    epochs: int = 0  # epochs of the judged model
-
-    @property
-    def tested(self) -> Judged:
-        """What was judged on test; an error where only valid was."""
-        if self.test is None:
-            raise SettingError(f"Only valid was judged at k = {self.k}.")
-        return self.test
 
 
 def run(
@@ -67,14 +25,15 @@ def run(
     results: str | Path = "runs",
     device: str = "cpu",
     threads: int | None = None,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Prepare, fit, judge and write one model: RecBole's keys, and ``runs``, one entry per k.
 
-    ``settings`` win over ``config_files``, later files over earlier ones; a key of the protocol (``order``, ``split``,
-    ``shots``, ..) changes the protocol, any other must be one of the model. ``seed`` is the model's.
-    ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` are those of the largest k.
-    Every entry of ``runs`` has ``shots``, ``folder``, ``valid`` and ``test``.
+    ``settings`` win over ``config_files``, later files over earlier ones; a key of the protocol
+    (``order``, ``split``, ``shots``, ..) changes the protocol, any other must be one of the
+    model. ``seed`` is the model's. ``best_valid_score``, ``valid_score_bigger``,
+    ``best_valid_result`` and ``test_result`` are those of the largest k. Every entry of ``runs``
+    has ``shots``, ``folder``, ``valid`` and ``test``.
     """
     given: dict[str, Any] = {}
     for file in config_files:
@@ -104,197 +63,12 @@ def run(
     }
 
 
-def split_settings(protocol: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_settings(
+    protocol: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the protocol, and the others; a ``seed`` is the model's."""
     known = load_properties("protocol", protocol).keys() - {"kind", "seed"}
     return (
         {key: value for key, value in given.items() if key in known},
         {key: value for key, value in given.items() if key not in known},
     )
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What chooses settings and epochs."""
-
-    name: str
-    bigger: bool
-
-
-def valid_metric(prepared: Prepared) -> Metric:
-    """NDCG@10 of rankings, MAE of ratings, AUC of labels."""
-    return {
-        "implicit": Metric("ndcg@10", True),
-        "rating": Metric("mae", False),
-        "label": Metric("auc", True),
-    }[prepared.feedback]
-
-
-@contextmanager
-def thread_limit(threads: int | None) -> Iterator[None]:
-    """At most this many threads of torch inside; None: as it is."""
-    if threads is not None and threads < 1:
-        raise SettingError(f"'threads' must be at least 1, found {threads}.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def judge_all(
-    choice: ModelChoice,
-    prepared: Prepared,
-    seed: int,
-    settings: Mapping[str, Any],
-    device: str = "cpu",
-    progress: Progress = lambda text: None,
-) -> Iterator[Outcome]:
-    """Fit and judge a model at every k of the protocol, on valid and on test."""
-    if choice.ours:
-        yield from _judge_learner(choice, prepared, seed, settings, device, progress)
-        return
-    for k in prepared.shots:
-        yield judge_recbole(choice, prepared, k, seed, settings, device, progress)
-
-
-def _judge_learner(
-    choice: ModelChoice,
-    prepared: Prepared,
-    seed: int,
-    settings: Mapping[str, Any],
-    device: str,
-    progress: Progress,
-) -> Iterator[Outcome]:
-    """Fitted once per training file without support (for valid, and for test where it has its own)."""
-    progress("fit")
-    stages: dict[str, Stage] = {}
-    for phase in ("valid", "test"):
-        shared = stages["valid"] if "valid" in stages and phase in stages["valid"].data else None
-        stages[phase] = shared or load_stage(
-            choice, prepared, phase, prepared.shots[0], seed, settings, device
-        )
-    fitted: dict[int, tuple[Trainer, float]] = {}
-    for stage in stages.values():
-        if id(stage) not in fitted:
-            start = time.perf_counter()
-            trainer = fit_learner(choice, stage, stage.config)
-            fitted[id(stage)] = trainer, time.perf_counter() - start
-    used = used_settings(choice, stages["test"].config)
-    for k in prepared.shots:
-        progress(f"k = {k}")
-        judged, seconds = {}, {"fit": fitted[id(stages["test"])][1]}
-        for phase, stage in stages.items():
-            start = time.perf_counter()
-            judged[phase] = judge_learner(fitted[id(stage)][0], choice, stage, phase, k)
-            seconds["evaluate"] = time.perf_counter() - start
-        yield Outcome(k, judged["valid"], judged["test"], seconds, used)
-
-
-def fit_learner(choice: ModelChoice, stage: Stage, config: Any) -> Trainer:
-    """A learner of ours, fitted on the stage's training file with these settings."""
-    with contained():
-        from recbole.utils import init_seed
-
-        init_seed(config["seed"], config["reproducibility"])
-        model = choice.cls(config, stage.dataset).to(config["device"])
-        trainer = Trainer(config, model)
-        trainer.fit(stage.train, saved=False, verbose=False)
-    return trainer
-
-
-def judge_learner(trainer: Trainer, choice: ModelChoice, stage: Stage, phase: str, k: int) -> Judged:
-    """The fitted learner, adapted to the first k rows of each task of a phase."""
-    dataset = stage.dataset
-    tokens = dataset.field2token_id
-    users, items = tokens[dataset.uid_field], tokens[dataset.iid_field]
-    trainer.model.observe(read_support(stage.prepared, phase, k, users, items))
-    judge = Judge(stage.prepared, phase, k, dataset, choice.name)
-    with contained():
-        return judge_model(trainer, judge, stage.data[phase])
-
-
-def judge_recbole(
-    choice: ModelChoice,
-    prepared: Prepared,
-    k: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    device: str = "cpu",
-    progress: Progress = lambda text: None,
-    test: bool = True,
-) -> Outcome:
-    """RecBole's own model and trainer on the training file of k shots; epochs are chosen on valid."""
-    stage = load_stage(choice, prepared, "valid", k, seed, settings, device)
-    start = time.perf_counter()
-    trainer, valid, epochs = _fit_recbole(choice, stage, k, progress)
-    seconds = {"fit": time.perf_counter() - start}
-    judged = None
-    if test:
-        if "test" not in stage.data:  # fit again up to the cut, as long as valid said
-            stage = load_stage(choice, prepared, "test", k, seed, settings, device)
-            start = time.perf_counter()
-            trainer = _refit_recbole(choice, stage, k, epochs)
-            seconds = {"fit": time.perf_counter() - start}
-        start = time.perf_counter()
-        with contained():
-            judge = Judge(prepared, "test", k, stage.dataset, choice.name)
-            judged = judge_model(trainer, judge, stage.data["test"])
-        seconds["evaluate"] = time.perf_counter() - start
-    return Outcome(k, valid, judged, seconds, used_settings(choice, stage.config), epochs)
-
-
-def _recbole_trainer(choice: ModelChoice, stage: Stage) -> Any:
-    """Seeded as RecBole's ``run_recbole`` does it."""
-    from recbole.utils import get_trainer, init_seed
-
-    config = stage.config
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = choice.cls(config, stage.dataset).to(config["device"])
-    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-
-
-def _fit_recbole(
-    choice: ModelChoice, stage: Stage, k: int, progress: Progress
-) -> tuple[Any, Judged, int]:
-    """The trainer with the best epoch's model, how it is judged on valid, and that epoch's number from 1."""
-    metric = valid_metric(stage.prepared)
-    sign = 1 if metric.bigger else -1
-    best: list[float] = [-float("inf"), 0]
-
-    def after_epoch(epoch: int, score: float) -> None:
-        if sign * score >= best[0]:
-            best[:] = [sign * score, epoch + 1]
-        progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
-
-    one_shot = choice.cls.type.name == "TRADITIONAL"
-    with TemporaryDirectory() as folder, contained():
-        stage.config["checkpoint_dir"] = folder
-        trainer = _recbole_trainer(choice, stage)
-        if one_shot:
-            trainer.epochs = 1
-        judge = Judge(stage.prepared, "valid", k, stage.dataset, choice.name)
-        judge_with(trainer, judge)
-        trainer.fit(
-            stage.train, stage.data["valid"], verbose=False, saved=not one_shot, callback_fn=after_epoch
-        )
-        if not one_shot:
-            load_recbole_checkpoint(trainer.saved_model_file, trainer.model)
-        valid = judge_model(trainer, judge, stage.data["valid"])
-    return trainer, valid, int(best[1])
-
-
-def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> Any:
-    """The trainer after a fixed number of epochs; test is not looked at."""
-    with TemporaryDirectory() as folder, contained():
-        stage.config["checkpoint_dir"] = folder
-        trainer = _recbole_trainer(choice, stage)
-        trainer.epochs = epochs
-        trainer.fit(stage.train, None, verbose=False, saved=False)
-    return trainer
-
-
-def used_settings(choice: ModelChoice, config: Any) -> dict[str, Any]:
-    """The model's settings as the Config holds them."""
-    return {key: config[key] for key in model_page(choice)}

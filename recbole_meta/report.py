@@ -1,160 +1,22 @@
-"""Tables from result files: what stands in a run's folder is all that is read.
+"""The published table of a benchmark, from the result files of its runs alone.
 
-The unit is the user: a user's values are averaged over the splits in which he is judged, then users are
-resampled. The champion of a group is named by valid; only champions are tested against each other, paired over
-users (Wilcoxon), and the p-values are adjusted by Holm over all (order, protocol, k) of the table.
+The champion of a group is named by valid; only champions are tested against each other, paired over
+users (Wilcoxon), and the p-values are adjusted by Holm over all (protocol, order, k) of the table.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
-from recbole_meta.evaluation.significance import (
-    Interval,
-    bootstrap_interval,
-    holm,
-    paired_gain,
-    wilcoxon_p,
-)
+from recbole_meta.evaluation.entries import GROUPS, Entry, RunFiles, Values, champion, paired
+from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 from recbole_meta.settings import load_properties
 
-Values = dict[str, float]  # task -> value
-GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
 _CF = ("fold-in", "recbole")
-
-
-class RunFiles:
-    """``result.json`` and ``tasks.npz`` of one run."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            self.result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-            with np.load(folder / "tasks.npz", allow_pickle=False) as arrays:
-                self.arrays = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder} is not the folder of a run: {error}") from error
-
-    def values(self, query: str, metric: str) -> Values:
-        """The value of each task in this slice."""
-        name = metric if query == self.result["query"] else f"{query}/{metric}"
-        if name not in self.arrays:
-            return {}
-        pairs = zip(self.arrays["task"].tolist(), self.arrays[name].tolist(), strict=True)
-        return {task: value for task, value in pairs if not np.isnan(value)}
-
-    def valid(self, query: str, metric: str) -> float:
-        """The mean on valid; nan where it was not judged there."""
-        return float(self.result["valid_slices"].get(query, {}).get(metric, np.nan))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of a table before it is compared: one model at one k, over its splits."""
-
-    name: str
-    group: str
-    reads: str
-    runs: tuple[RunFiles, ...]
-
-    def values(self, query: str, metric: str) -> Values:
-        """Each user's mean over the splits in which he is judged."""
-        found: dict[str, list[float]] = {}
-        for run in self.runs:
-            for task, value in run.values(query, metric).items():
-                found.setdefault(task, []).append(value)
-        return {task: float(np.mean(values)) for task, values in found.items()}
-
-    def valid(self, query: str, metric: str) -> float:
-        """The mean on valid over the splits, what champions are named by."""
-        return float(np.mean([run.valid(query, metric) for run in self.runs]))
-
-
-def champion(entries: Sequence[Entry], groups: Iterable[str], query: str, metric: str) -> Entry | None:
-    """The best by valid of these groups; None where there is none."""
-    sign = -1 if metric in SMALLER_IS_BETTER else 1
-    chosen = [e for e in entries if e.group in set(groups) and not np.isnan(e.valid(query, metric))]
-    return max(chosen, key=lambda e: sign * e.valid(query, metric), default=None)
-
-
-def paired(values: Values, baseline: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Both on the tasks that both have, in one order."""
-    tasks = sorted(values.keys() & baseline.keys())
-    return np.array([values[t] for t in tasks]), np.array([baseline[t] for t in tasks])
-
-
-# The table of a few runs, for the terminal.
-
-
-def terminal_table(folders: Sequence[Path]) -> str:
-    """Group, metric with interval, gain over the best floor, seconds, what it reads; the best row is marked."""
-    entries = []
-    for folder in folders:
-        files = RunFiles(folder)
-        about = files.result
-        entries.append(Entry(about["model"], about["group"], about["reads"], (files,)))
-    lines: list[str] = []
-    for k in sorted({e.runs[0].result["shots"] for e in entries}):
-        lines += ["", *_terminal_rows([e for e in entries if e.runs[0].result["shots"] == k], k)]
-    return "\n".join(lines[1:])
-
-
-_SECOND = {"ndcg@10": "recall@10", "mae": "rmse", "auc": "logloss"}
-
-
-def _terminal_rows(entries: Sequence[Entry], k: int) -> list[str]:
-    about = entries[0].runs[0].result
-    query, metric = about["query"], next(m for m in _SECOND if m in about["metrics"])
-    smaller = metric in SMALLER_IS_BETTER
-    floor = champion(entries, ["floor"], query, metric)
-    means = {e.name: float(np.mean(list(e.values(query, metric).values()))) for e in entries}
-    best = (min if smaller else max)(means, key=lambda name: means[name])
-    second = _SECOND[metric]
-    gain_head = f"gain over {floor.name}" if floor else "gain"
-    rows = [["", "group", "model", f"{metric} [95 %]", second, f"{gain_head} [95 %]", "seconds", "reads"]]
-    ordered = sorted(entries, key=lambda e: (GROUPS.index(e.group), means[e.name] * (-1 if smaller else 1)))
-    for entry in ordered:
-        run = entry.runs[0]
-        values = entry.values(query, metric)
-        gain = "(best floor on valid)" if entry is floor else ""
-        if floor and entry is not floor:
-            gain = _signed(paired_gain(*paired(values, floor.values(query, metric))))
-        rows.append([
-            "*" if entry.name == best else "", entry.group, entry.name,
-            _interval(bootstrap_interval(list(values.values()))),
-            f"{run.result['metrics'][second]:.4f}", gain,
-            f"{sum(run.result['seconds'].values()):.1f}", entry.reads,
-        ])  # fmt: skip
-    n = len(entries[0].values(query, metric))
-    head = (
-        f"{about['dataset']}, {about['protocol']}, order {about['order']}, split {about['split']}, "
-        f"k = {k}: {n} cold users, query '{query}'"
-    )
-    better = "smaller" if smaller else "larger"
-    return [head, *_aligned(rows), f"* best mean on test ({better} is better); settings are the defaults."]
-
-
-def _interval(i: Interval) -> str:
-    return f"{i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]"
-
-
-def _signed(i: Interval) -> str:
-    return f"{i.mean:+.4f} [{i.low:+.4f}, {i.high:+.4f}]"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-# The published table of a benchmark.
-
 _METRICS = ("ndcg@10", "recall@10", "mrr@10", "hit@10")
 
 
@@ -167,9 +29,15 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     for judging in file["settings"]:
         by_k = _entries(root, judging)
         if not by_k:
-            raise DataError(f"{root / judging['name']}: no finished run. Run 'recbole-meta benchmark {name}'.")
+            raise DataError(
+                f"{root / judging['name']}: no finished run. Run 'recbole-meta benchmark {name}'."
+            )
         query = _primary(by_k)
-        section = [row for k, e in sorted(by_k.items()) for row in _compare(e, k, judging["protocol"], query)]
+        section = [
+            row
+            for k, e in sorted(by_k.items())
+            for row in _compare(e, k, judging["protocol"], query)
+        ]
         sections.append((judging["name"], query, section))
         rows += section
     _adjust(rows)
@@ -210,13 +78,17 @@ def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
 
 
 def _primary(by_k: dict[int, list[Entry]]) -> str:
-    """The primary query of an entry: that of its own runs (RecBole's may come from another entry)."""
+    """The primary query of an entry: that of its own runs (RecBole's may come from another
+    entry).
+    """
     own = (e for entries in by_k.values() for e in entries if e.group == "floor")
     return str(next(own).runs[0].result["query"])
 
 
 def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> list[dict[str, Any]]:
-    """All rows of one (entry, k): every metric on every slice, and the champions' tests on the primary one."""
+    """All rows of one (entry, k): every metric on every slice, and the champions' tests on the
+    primary one.
+    """
     about = entries[0].runs[0].result
     floor = champion(entries, ["floor"], primary, "ndcg@10")
     cf = champion(entries, _CF, primary, "ndcg@10")
@@ -230,8 +102,9 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "dataset": about["dataset"], "protocol": protocol, "order": about["order"],
                 "split": split, "k": k, "model": entry.name, "group": entry.group,
                 "reads": entry.reads, "metric": metric, "slice": query,
-                "mean": _round(interval.mean), "low": _round(interval.low), "high": _round(interval.high),
-                "n_tasks": len(values), "gain_over_floor": None, "gain_low": None, "gain_high": None,
+                "mean": _round(interval.mean), "low": _round(interval.low),
+                "high": _round(interval.high), "n_tasks": len(values),
+                "gain_over_floor": None, "gain_low": None, "gain_high": None,
                 "gain_over_cf": None, "p_floor": None, "p_cf": None,
                 "champion": entry.name in champions and split == "all",
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
@@ -245,13 +118,18 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
                 if cf and entry is not cf and entry.group in ("ours", "published"):
                     both = paired(values, cf.values(query, metric))
-                    row["gain_over_cf"], row["p_cf"] = _round(paired_gain(*both).mean), wilcoxon_p(*both)
+                    row["gain_over_cf"], row["p_cf"] = (
+                        _round(paired_gain(*both).mean),
+                        wilcoxon_p(*both),
+                    )
             rows.append(row)
     return rows
 
 
 def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
-    """(slice, metric, split, values): every slice over all splits, the primary NDCG@10 for each split, too."""
+    """(slice, metric, split, values): every slice over all splits, the primary NDCG@10 for each
+    split, too.
+    """
     slices = {query: None for run in entry.runs for query in run.result["slices"]}
     for query in slices:
         for metric in _METRICS if query in (primary, "after", "later") else ("ndcg@10",):
@@ -275,32 +153,33 @@ def _round(value: float) -> float | None:
 
 
 def _choices(root: Path, file: dict[str, Any]) -> list[str]:
-    """Lines that say what was chosen on valid, how many trials were done, and which grid edges were hit."""
+    """How many trials each row had, and which edges of its grid were chosen often, a line each."""
+    units = [
+        unit
+        for judging in file["settings"]
+        if judging.get("recbole_from", judging["name"]) is not None
+        for unit in _units(root, judging)
+    ]
     lines = []
-    grids = {row["name"]: row.get("grid", {}) for row in (*file["rows"], *file["recbole"]["rows"])}
-    for row, grid in grids.items():
-        if not grid:
-            continue
-        chosen = []
-        for judging in file["settings"]:
-            for unit in _units(root, judging):
-                if unit["row"] == row and judging.get("recbole_from", judging["name"]) == judging["name"]:
-                    chosen += list(unit["chosen"].values())
-        if not chosen:
-            continue
-        trials = next((len(u["trials"]) for j in file["settings"] for u in _units(root, j)
-                       if u["row"] == row and "trials" in u), file["recbole"]["search"]["trials"])  # fmt: skip
-        edges = []
-        for names, options in grid.items():
-            for name in names.split(","):
-                numbers = [o for o in options if isinstance(o, int | float)]
-                if len(numbers) > 2:
-                    for edge in (min(numbers), max(numbers)):
-                        hits = sum(c[name] == edge for c in chosen)
-                        if hits > len(chosen) / 3:
-                            edges.append(f"{name} = {edge} in {hits} of {len(chosen)}")
-        lines.append(f"- {row}: {trials} trials; edges hit: {'; '.join(edges) or 'none'}")
+    for row in (*file["rows"], *file["recbole"]["rows"]):
+        mine = [unit for unit in units if unit["row"] == row["name"]]
+        if "grid" in row and mine:
+            tried = len(mine[0].get("trials", [])) or file["recbole"]["search"]["trials"]
+            chosen = [settings for unit in mine for settings in unit["chosen"].values()]
+            edges = "; ".join(_edges(row["grid"], chosen)) or "none"
+            lines.append(f"- {row['name']}: {tried} trials; edges chosen: {edges}")
     return lines
+
+
+def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The ends of numeric grids that more than a third of the choices sit on."""
+    for name, options in grid.items():
+        if "," in name or len(options) < 3 or not all(isinstance(o, int | float) for o in options):
+            continue
+        for edge in (min(options), max(options)):
+            hits = sum(settings[name] == edge for settings in chosen)
+            if 3 * hits > len(chosen):
+                yield f"{name} = {edge} in {hits} of {len(chosen)}"
 
 
 def _markdown(
@@ -310,18 +189,21 @@ def _markdown(
     lines = [
         f"# {name}",
         "",
-        f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures in `table.json`.",
-        "NDCG@10, mean over users, with the gain over the best floor and its 95 % interval (paired bootstrap).",
-        "**Bold**: the champion of its group, named on valid. `>floor`, `>CF`: better than the champion of the "
-        "floors, of the fold-in rules and RecBole's models, at Holm-adjusted p < .01; `<` worse.",
+        f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures are",
+        "in `table.json`. NDCG@10, mean over users, and the gain over the best floor with its 95 %",
+        "interval (paired bootstrap). **Bold**: the champion of its group, named on valid.",
+        "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
+        "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
     ]
     for title, primary, rows in sections:
         about = rows[0]
-        lines += ["", f"## {title}: {about['dataset']}, {about['protocol']}, order {about['order']}, {primary}", ""]
+        where = f"{about['dataset']}, {about['protocol']}, order {about['order']}, {primary}"
+        lines += ["", f"## {title}: {where}", ""]
         lines += _pivot([r for r in rows if r["slice"] == primary])
         late = [r for r in rows if r["slice"] == "later"]
         if late:
-            lines += ["", f"Slice `later` ({max(r['n_tasks'] for r in late)} users):", "", *_pivot(late)]
+            n = max(r["n_tasks"] for r in late)
+            lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late)]
     lines += ["", "## Settings, chosen on valid per k", "", *choices, ""]
     return "\n".join(lines)
 
@@ -335,7 +217,10 @@ def _pivot(rows: Sequence[dict[str, Any]]) -> list[str]:
         "|---" * (len(shots) + 2) + "|",
     ]
     for model, group in dict.fromkeys((r["model"], r["group"]) for r in rows):
-        cells = [_cell(next((r for r in rows if r["model"] == model and r["k"] == k), None)) for k in shots]
+        cells = [
+            _cell(next((r for r in rows if r["model"] == model and r["k"] == k), None))
+            for k in shots
+        ]
         lines.append(f"| {group} | {model} | " + " | ".join(cells) + " |")
     return lines
 
@@ -347,8 +232,13 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row["champion"]:
         text = f"**{text}**"
     if row["gain_over_floor"] is not None:
-        text += f" ({row['gain_over_floor']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}])"
-    for p, gain, against in (("p_floor", "gain_over_floor", "floor"), ("p_cf", "gain_over_cf", "CF")):
+        text += (
+            f" ({row['gain_over_floor']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}])"
+        )
+    for p, gain, against in (
+        ("p_floor", "gain_over_floor", "floor"),
+        ("p_cf", "gain_over_cf", "CF"),
+    ):
         if row[p] is not None and row[p] < 0.01:
             text += f" {'>' if row[gain] > 0 else '<'}{against}"
     return text

@@ -1,4 +1,6 @@
-"""Typed settings, read from YAML; the YAML files of ``properties/`` are the only place for defaults."""
+"""Typed settings, read from YAML; the YAML files of ``properties/`` are the only place for
+defaults.
+"""
 
 import re
 import types
@@ -21,7 +23,9 @@ class YamlLoader(yaml.SafeLoader):
 
 
 YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -62,7 +66,7 @@ def load_properties(kind: str, name: str) -> dict[str, Any]:
 
 
 def read_settings(cls: type[S], values: Mapping[str, Any], where: str) -> S:
-    """The frozen dataclass ``cls`` from ``values``: no key may be missing, unknown or of another type.
+    """The frozen dataclass ``cls`` from ``values``; a missing, unknown or mistyped key is an error.
 
     Integers pass as floats; a list becomes a tuple where the field is one.
     """

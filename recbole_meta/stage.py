@@ -1,4 +1,6 @@
-"""A training file of a prepared folder and the tasks judged from it, as RecBole's Config, dataset and loaders."""
+"""A training file of a prepared folder and the tasks judged from it, as RecBole's Config,
+dataset and loaders.
+"""
 
 import tempfile
 from collections.abc import Mapping
@@ -71,8 +73,9 @@ def choose_model(name: str) -> ModelChoice:
 
 
 _OWNED = (
-    "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path", "seed",
-    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "save_dataset", "save_dataloaders",
+    "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path",
+    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "seed",
+    "save_dataset", "save_dataloaders",
 )  # fmt: skip
 
 
@@ -97,7 +100,9 @@ def knows(choice: ModelChoice, key: str) -> bool:
 
 
 def check_settings(choice: ModelChoice, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing reads, that RecBole would ignore, or that the prepared folder owns."""
+    """Refuse settings that nothing reads, that RecBole would ignore, or that the prepared
+    folder owns.
+    """
     for key in settings:
         if key in IGNORED or key.endswith("_inter_num_interval"):
             raise SettingError(
@@ -107,7 +112,9 @@ def check_settings(choice: ModelChoice, settings: Mapping[str, Any]) -> None:
         if key in _OWNED:
             raise SettingError(f"'{key}' is set by the prepared folder or the command, not here.")
         if not knows(choice, key):
-            raise SettingError(f"{choice.name} has no setting '{key}'. {nearest(key, _known(choice))}")
+            raise SettingError(
+                f"{choice.name} has no setting '{key}'. {nearest(key, _known(choice))}"
+            )
 
 
 def load_recbole_page(name: str) -> dict[str, Any]:
@@ -138,7 +145,9 @@ def load_stage(
     settings: Mapping[str, Any],
     device: str = "cpu",
 ) -> Stage:
-    """Read the training file of (phase, k) and the phases that are judged from it, as RecBole does."""
+    """Read the training file of (phase, k) and the phases that are judged from it, as RecBole
+    does.
+    """
     if prepared.feedback not in choice.feedback():
         raise SettingError(
             f"{choice.name} cannot be judged on feedback '{prepared.feedback}', only on "
@@ -150,7 +159,9 @@ def load_stage(
     judged = ["valid", "test"] if shared else [phase, phase]
     n_items = prepared.description["counts"]["items"] + 1
     values = {
-        "eval_batch_size": n_items * _USERS_PER_BATCH if prepared.feedback == "implicit" else 65_536,
+        "eval_batch_size": n_items * _USERS_PER_BATCH
+        if prepared.feedback == "implicit"
+        else 65_536,
         "seed": seed,
         "reproducibility": True,
         "show_progress": False,

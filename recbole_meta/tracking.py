@@ -16,7 +16,7 @@ from recbole_meta.data.prepared import Prepared
 from recbole_meta.stage import ModelChoice
 
 if TYPE_CHECKING:
-    from recbole_meta.quick_start import Outcome
+    from recbole_meta.fitting import Outcome
 
 _PACKAGES = ("recbole_meta", "recbole", "torch", "numpy", "scipy", "pandas")
 
@@ -28,7 +28,9 @@ def run_folder(root: Path, model: str, prepared: Prepared, seed: int, k: int) ->
     return root / setting / f"{model}-seed{seed}-k{k}"
 
 
-def write_run(root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome") -> Path:
+def write_run(
+    root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome"
+) -> Path:
     """Write an outcome; an older one of the same run is replaced."""
     test = outcome.tested
     about = prepared.description

@@ -1,4 +1,6 @@
-"""One trainer for all models of ours, and the judge in place of RecBole's evaluation for every trainer."""
+"""One trainer for all models of ours, and the judge in place of RecBole's evaluation for every
+trainer.
+"""
 
 from typing import Any
 
@@ -16,7 +18,9 @@ class Trainer(recbole.trainer.Trainer):
         return super()._build_optimizer(**kwargs) if parameters else None
 
     def fit(self, train_data: Any, valid_data: Any = None, **kwargs: Any) -> Any:
-        """Closed forms are fitted, then epochs run where there are any; (best valid score, its result)."""
+        """Closed forms are fitted, then epochs run where there are any; (best valid score, its
+        result).
+        """
         self.model.prepare(train_data)
         if self.epochs > 0:
             return super().fit(train_data, valid_data, **kwargs)
@@ -37,4 +41,3 @@ def judge_model(trainer: recbole.trainer.Trainer, judge: Judge, data: Any) -> Ju
     judge_with(trainer, judge)
     trainer.evaluate(data, load_best_model=False)
     return judge.last()
-

@@ -71,6 +71,12 @@ class WarmUsers:
         return np.asarray(self.query.mean(axis=0)).ravel()
 
     @cached_property
+    def middle(self) -> float:
+        """The best constant: the median of the ratings, the mean of 0/1 labels."""
+        labels = np.isin(self.target, (0, 1)).all()
+        return float(np.mean(self.target) if labels else np.median(self.target))
+
+    @cached_property
     def gram(self) -> Floats:
         """X'X, [I, I]."""
         return np.asarray((self.matrix.T @ self.matrix).toarray())

@@ -1,7 +1,8 @@
-"""One way of judging for every model: it stands where RecBole's trainer has its collector and evaluator.
+"""One way of judging for every model: it stands where RecBole's trainer has its collector and
+evaluator.
 
-RecBole hands over the scores of a batch; they are cut to the candidates of each task, and from what is kept
-(the first K, the tie at the cut) all metrics follow, per task.
+RecBole hands over the scores of a batch; they are cut to the candidates of each task, and from
+what is kept (the first K, the tie at the cut) all metrics follow, per task.
 """
 
 from collections import OrderedDict
@@ -55,7 +56,9 @@ class Judged:
 class Judge:
     """RecBole's ``eval_collector`` and ``evaluator`` for the tasks of one phase at k shots."""
 
-    def __init__(self, prepared: Prepared, phase: str, k: int, dataset: Dataset, model: str) -> None:
+    def __init__(
+        self, prepared: Prepared, phase: str, k: int, dataset: Dataset, model: str
+    ) -> None:
         self.prepared, self.model = prepared, model
         self.tasks = np.array(prepared.tasks(phase))
         self.users = dataset.field2token_id[dataset.uid_field]
@@ -100,11 +103,14 @@ class Judge:
     def model_collect(self, model: Any) -> None:
         """Nothing is needed of the model."""
 
-    def eval_batch_collect(self, scores: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
+    def eval_batch_collect(
+        self, scores: Any, interaction: Any, positive_u: Any, positive_i: Any
+    ) -> None:
         """Take the scores of a batch: [B, I] of users, or [B] of rows."""
         scores = scores.detach().cpu()
-        if torch.isnan(scores).any():
-            raise DataError(f"{self.model} scores NaN for {int(torch.isnan(scores).sum())} entries.")
+        broken = torch.isnan(scores) | (scores == torch.inf)
+        if broken.any():
+            raise DataError(f"{self.model} scores NaN or infinity for {int(broken.sum())} entries.")
         user = interaction[self.user_field].cpu().numpy()
         if self._ranks:
             self._collect_ranking(scores, self.task_of[user])
@@ -166,7 +172,8 @@ class Judge:
             hits = np.take_along_axis(relevant, self.top_item, axis=1) & np.isfinite(self.top_score)
             tied = self.cut_tie_positives[name]
             values = ranking_metrics(
-                hits[member], self.top_score[member], self.cut_tie_size[member], tied[member], count[member]
+                hits[member], self.top_score[member],
+                self.cut_tie_size[member], tied[member], count[member],
             )  # fmt: skip
             metrics[name] = {m: _spread(value, member) for m, value in values.items()}
             key = "cut_tie_positives"
@@ -174,7 +181,9 @@ class Judge:
         return Judged(arrays, metrics)
 
     def _judge_rows(self) -> Judged:
-        task, item, label, prediction = (np.concatenate(column) for column in zip(*self._rows, strict=True))
+        task, item, label, prediction = (
+            np.concatenate(column) for column in zip(*self._rows, strict=True)
+        )
         order = np.lexsort((self.place_of(item), task))
         task, item, label, prediction = task[order], item[order], label[order], prediction[order]
         label, prediction = label.astype(np.float64), prediction.astype(np.float64)
@@ -192,7 +201,9 @@ class Judge:
             chosen = np.array([pair in pairs for pair in zip(task, item, strict=True)])
             member = np.bincount(task[chosen], minlength=len(self.tasks)) > 0
             number = np.cumsum(member) - 1
-            values = judge(number[task[chosen]], label[chosen], prediction[chosen], int(member.sum()))
+            values = judge(
+                number[task[chosen]], label[chosen], prediction[chosen], int(member.sum())
+            )
             metrics[name] = {m: _spread(value, member) for m, value in values.items()}
         return Judged(arrays, metrics)
 
@@ -217,7 +228,9 @@ def _rows_of(
     return row[row >= 0], pairs[1][row >= 0]
 
 
-def _spread(values: npt.NDArray[np.float64], member: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _spread(
+    values: npt.NDArray[np.float64], member: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
     """Values of the members at their places, nan elsewhere."""
     full = np.full(len(member), np.nan)
     full[member] = values

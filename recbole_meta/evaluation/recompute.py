@@ -12,7 +12,9 @@ from recbole_meta.evaluation.slices import queries
 
 
 def recompute(folder: Path, prepared_path: Path) -> dict[str, dict[str, float]]:
-    """Query -> metric -> mean over tasks, the primary query first; the prepared folder must be the run's."""
+    """Query -> metric -> mean over tasks, the primary query first; the prepared folder must be
+    the run's.
+    """
     try:
         result = json.loads((folder / "result.json").read_text("utf-8"))
         with np.load(folder / "tasks.npz", allow_pickle=False) as file:
@@ -44,15 +46,24 @@ def _ranking(
         count[user] += 1
     n_positives = np.array([count[user] for user in task])
     hits = np.array(
-        [[(user, item) in pairs for item in items] for user, items in zip(task, arrays["topk"].tolist(), strict=True)]
+        [
+            [(user, item) in pairs for item in items]
+            for user, items in zip(task, arrays["topk"].tolist(), strict=True)
+        ]
     )
     member = n_positives > 0
     return ranking_metrics(
-        hits[member], arrays["topk_score"][member], arrays["cut_tie_size"][member], tied[member], n_positives[member]
+        hits[member],
+        arrays["topk_score"][member],
+        arrays["cut_tie_size"][member],
+        tied[member],
+        n_positives[member],
     )
 
 
-def _rows(arrays: dict[str, np.ndarray], pairs: set[tuple[str, str]], feedback: str) -> dict[str, np.ndarray]:
+def _rows(
+    arrays: dict[str, np.ndarray], pairs: set[tuple[str, str]], feedback: str
+) -> dict[str, np.ndarray]:
     """From the stored predictions."""
     both = zip(arrays["query_task"].tolist(), arrays["query_item"].tolist(), strict=True)
     chosen = np.array([pair in pairs for pair in both])

@@ -1,7 +1,8 @@
 """Queries of a phase: the primary one first, then its slices.
 
-``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length ``after_10_19`` ...
-``later``: rows more than 24 hours after the user's first row, users with at least 10 of them.
+``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length
+``after_10_19`` ... ``later``: rows more than 24 hours after the user's first row, users with at
+least 10 of them.
 """
 
 import numpy as np
@@ -15,7 +16,10 @@ _LATER_ROWS = 10
 
 
 def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
-    """Name -> query rows (user, item tokens, ..) of the tasks in the slice; empty slices are left out."""
+    """Name -> query rows (user, item tokens, ..) of the tasks in the slice.
+
+    Left out are slices without a row, and with labels those where no task has both a 0 and a 1.
+    """
     rows = prepared.rows(phase)
     found: dict[str, pd.DataFrame] = {}
     if prepared.horizon is not None:
@@ -31,4 +35,15 @@ def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
         first = pd.concat([early, rows]).groupby("user")["time"].min()
         late = rows[rows["time"] > rows["user"].map(first) + _DAY]
         found["later"] = late[late.groupby("user")["item"].transform("size") >= _LATER_ROWS]
-    return {name: query for name, query in found.items() if len(query)}
+    primary = next(iter(found))
+    return {
+        name: query
+        for name, query in found.items()
+        if name == primary or _is_judged(query, prepared.feedback)
+    }
+
+
+def _is_judged(query: pd.DataFrame, feedback: str) -> bool:
+    if feedback == "label":
+        return bool((query.groupby("user")["target"].nunique() > 1).any())
+    return len(query) > 0

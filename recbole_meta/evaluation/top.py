@@ -1,4 +1,6 @@
-"""The first K candidates of a ranking, with ties in a fixed order and the size of the tie at the cut."""
+"""The first K candidates of a ranking, with ties in a fixed order and the size of the tie at
+the cut.
+"""
 
 from typing import NamedTuple
 
@@ -11,11 +13,15 @@ class Top(NamedTuple):
 
     item: Tensor  # [T, K] item ids
     score: Tensor  # [T, K]
-    cut_tie_size: Tensor  # [T] candidates whose score equals the K-th; 0 where K slots are not filled
+    cut_tie_size: (
+        Tensor  # [T] candidates whose score equals the K-th; 0 where K slots are not filled
+    )
 
 
 def top_candidates(scores: Tensor, place: Tensor, k: int) -> Top:
-    """The K best of scores [T, I]; ``place`` [I] is an item's rank among the tokens, -inf is no candidate."""
+    """The K best of scores [T, I]; ``place`` [I] is an item's rank among the tokens, -inf is no
+    candidate.
+    """
     score, item = torch.topk(scores, k)  # [T, K]
     cut = score[:, -1:]
     filled = torch.isfinite(cut.squeeze(1))

@@ -89,6 +89,14 @@ class MetaRecommender(GeneralRecommender):
     def _lift(self, function: Callable, in_dims: tuple) -> Callable:
         return vmap(function, in_dims=in_dims, chunk_size=self.settings.chunk_size)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """A model that was not prepared takes what ``prepare`` fits from the checkpoint."""
+        for key, value in state_dict.items():
+            name = key.removeprefix(prefix)
+            if "." not in name and not hasattr(self, name):
+                self.register_buffer(name, torch.empty_like(value, device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def keep(self, name: str, value) -> None:
         """Register an array as a buffer in the model's precision and place."""
         value = torch.as_tensor(value)

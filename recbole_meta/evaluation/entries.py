@@ -1,0 +1,80 @@
+"""Rows of a table before they are compared, read from result files alone.
+
+The unit is the user: a user's values are averaged over the splits in which he is judged.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_meta.errors import DataError
+from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
+
+Values = dict[str, float]  # task -> value
+GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
+
+
+class RunFiles:
+    """``result.json`` and ``tasks.npz`` of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+            with np.load(folder / "tasks.npz", allow_pickle=False) as arrays:
+                self.arrays = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} is not the folder of a run: {error}") from error
+
+    def values(self, query: str, metric: str) -> Values:
+        """The value of each task in this slice."""
+        name = metric if query == self.result["query"] else f"{query}/{metric}"
+        if name not in self.arrays:
+            return {}
+        pairs = zip(self.arrays["task"].tolist(), self.arrays[name].tolist(), strict=True)
+        return {task: value for task, value in pairs if not np.isnan(value)}
+
+    def valid(self, query: str, metric: str) -> float:
+        """The mean on valid; nan where it was not judged there."""
+        return float(self.result["valid_slices"].get(query, {}).get(metric, np.nan))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table before it is compared: one model at one k, over its splits."""
+
+    name: str
+    group: str
+    reads: str
+    runs: tuple[RunFiles, ...]
+
+    def values(self, query: str, metric: str) -> Values:
+        """Each user's mean over the splits in which he is judged."""
+        found: dict[str, list[float]] = {}
+        for run in self.runs:
+            for task, value in run.values(query, metric).items():
+                found.setdefault(task, []).append(value)
+        return {task: float(np.mean(values)) for task, values in found.items()}
+
+    def valid(self, query: str, metric: str) -> float:
+        """The mean on valid over the splits, what champions are named by."""
+        return float(np.mean([run.valid(query, metric) for run in self.runs]))
+
+
+def champion(
+    entries: Sequence[Entry], groups: Iterable[str], query: str, metric: str
+) -> Entry | None:
+    """The best by valid of these groups; None where there is none."""
+    sign = -1 if metric in SMALLER_IS_BETTER else 1
+    chosen = [e for e in entries if e.group in set(groups) and not np.isnan(e.valid(query, metric))]
+    return max(chosen, key=lambda e: sign * e.valid(query, metric), default=None)
+
+
+def paired(values: Values, baseline: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Both on the tasks that both have, in one order."""
+    tasks = sorted(values.keys() & baseline.keys())
+    return np.array([values[t] for t in tasks]), np.array([baseline[t] for t in tasks])

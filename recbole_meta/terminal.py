@@ -1,0 +1,93 @@
+"""The table of a few runs for the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recbole_meta.evaluation.entries import GROUPS, Entry, RunFiles, champion, paired
+from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
+from recbole_meta.evaluation.significance import Interval, bootstrap_interval, paired_gain
+
+
+def terminal_table(folders: Sequence[Path]) -> str:
+    """Group, metric with interval, gain over the best floor, seconds, what it reads; the best
+    row is marked.
+    """
+    entries = []
+    for folder in folders:
+        files = RunFiles(folder)
+        about = files.result
+        entries.append(Entry(about["model"], about["group"], about["reads"], (files,)))
+    lines: list[str] = []
+    for k in sorted({e.runs[0].result["shots"] for e in entries}):
+        lines += ["", *_terminal_rows([e for e in entries if e.runs[0].result["shots"] == k], k)]
+    return "\n".join(lines[1:])
+
+
+_SECOND = {"ndcg@10": "recall@10", "mae": "rmse", "auc": "logloss"}
+
+
+def _terminal_rows(entries: Sequence[Entry], k: int) -> list[str]:
+    about = entries[0].runs[0].result
+    query, metric = about["query"], next(m for m in _SECOND if m in about["metrics"])
+    smaller = metric in SMALLER_IS_BETTER
+    floor = champion(entries, ["floor"], query, metric)
+    means = {e.name: float(np.mean(list(e.values(query, metric).values()))) for e in entries}
+    best = (min if smaller else max)(means, key=lambda name: means[name])
+    second = _SECOND[metric]
+    gain_head = f"gain over {floor.name}" if floor else "gain"
+    rows = [
+        [
+            "",
+            "group",
+            "model",
+            f"{metric} [95 %]",
+            second,
+            f"{gain_head} [95 %]",
+            "seconds",
+            "reads",
+        ]
+    ]
+    ordered = sorted(
+        entries, key=lambda e: (GROUPS.index(e.group), means[e.name] * (-1 if smaller else 1))
+    )
+    for entry in ordered:
+        run = entry.runs[0]
+        values = entry.values(query, metric)
+        gain = "(best floor on valid)" if entry is floor else ""
+        if floor and entry is not floor:
+            gain = _signed(paired_gain(*paired(values, floor.values(query, metric))))
+        rows.append([
+            "*" if entry.name == best else "", entry.group, entry.name,
+            _interval(bootstrap_interval(list(values.values()))),
+            f"{run.result['metrics'][second]:.4f}", gain,
+            f"{sum(run.result['seconds'].values()):.1f}", entry.reads,
+        ])  # fmt: skip
+    n = len(entries[0].values(query, metric))
+    head = (
+        f"{about['dataset']}, {about['protocol']}, order {about['order']}, split {about['split']}, "
+        f"k = {k}: {n} cold users, query '{query}'"
+    )
+    better = "smaller" if smaller else "larger"
+    return [
+        head,
+        *_aligned(rows),
+        f"* best mean on test ({better} is better); settings are the defaults.",
+    ]
+
+
+def _interval(i: Interval) -> str:
+    return f"{i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]"
+
+
+def _signed(i: Interval) -> str:
+    return f"{i.mean:+.4f} [{i.low:+.4f}, {i.high:+.4f}]"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
