@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,27 +197,22 @@ class Sweep:
             for number, trial in enumerate(row.trials(b.search.trials)):
                 yield Unit(
                     self.folder / "search" / _slug(row.name) / f"{_hash(trial)}.json",
-                    lambda row=row, trial=trial: self._search_recbole(row, trial),
+                    partial(self._search_recbole, row, trial),
                     opens_others=number == b.search.trials - 1,
                 )
         for judging in b.settings:
-            for split in judging.splits:
-                for row in b.rows:
-                    yield Unit(
-                        self.folder / judging.name / str(split) / f"{_slug(row.name)}.json",
-                        lambda judging=judging, split=split, row=row: self._judge_row(
-                            judging, split, row
-                        ),
-                    )
-                if judging.recbole_from != judging.name:
-                    continue
-                for row, k in itertools.product(b.recbole_rows, b.recbole_shots):
-                    yield Unit(
-                        self.folder / judging.name / str(split) / f"{_slug(row.name)}-k{k}.json",
-                        lambda judging=judging, split=split, row=row, k=k: self._judge_recbole(
-                            judging, split, row, k
-                        ),
-                    )
+            for split, row in itertools.product(judging.splits, b.rows):
+                yield Unit(
+                    self.folder / judging.name / str(split) / f"{_slug(row.name)}.json",
+                    partial(self._judge_row, judging, split, row),
+                )
+        theirs = [j for j in b.settings if j.recbole_from == j.name]
+        for row, judging in itertools.product(b.recbole_rows, theirs):
+            for split, k in itertools.product(judging.splits, b.recbole_shots):
+                yield Unit(
+                    self.folder / judging.name / str(split) / f"{_slug(row.name)}-k{k}.json",
+                    partial(self._judge_recbole, judging, split, row, k),
+                )
 
     def prepared(self, judging: Judging, split: int) -> Prepared:
         """The prepared folder of an entry's split."""
