@@ -92,7 +92,7 @@ def _unfold(names: list[str], point: tuple[Any, ...]) -> Settings:
 
 @dataclass(frozen=True)
 class Search:
-    """Where RecBole's models are searched."""
+    """Where RecBole's models are searched; an entry is judged with the search of its order."""
 
     setting: str
     split: int
@@ -110,7 +110,7 @@ class Benchmark:
     trials: int
     settings: tuple[Judging, ...]
     rows: tuple[Row, ...]
-    search: Search
+    searches: tuple[Search, ...]
     recbole_shots: tuple[int, ...]
     recbole_rows: tuple[Row, ...]
 
@@ -128,7 +128,7 @@ def read_benchmark(name: str) -> Benchmark:
         theirs = [_row(entry, name) for entry in recbole["rows"]]
         benchmark = Benchmark(
             name, values["dataset"], values["seed"], values["trials"], tuple(judgings), tuple(rows),
-            read_settings(Search, recbole["search"], f"Benchmark '{name}', search"),
+            tuple(read_settings(Search, s, f"Benchmark '{name}', search") for s in recbole["searches"]),
             tuple(recbole["shots"]), tuple(theirs),
         )  # fmt: skip
     except KeyError as error:
@@ -164,8 +164,6 @@ class Sweep:
             done = 0
             for unit in missing:
                 done += self._try(unit)
-                if done and unit.opens_others:
-                    break
             spent = time.perf_counter() - start
             _log.info(
                 "%d of %d units are missing, %.0f s spent", len(missing) - done, len(units), spent
@@ -193,13 +191,9 @@ class Sweep:
     def units(self) -> Iterator["Unit"]:
         """All units, RecBole's searches first; a unit that waits for another does nothing yet."""
         b = self.benchmark
-        for row in b.recbole_rows:
-            for number, trial in enumerate(row.trials(b.search.trials)):
-                yield Unit(
-                    self.folder / "search" / _slug(row.name) / f"{_hash(trial)}.json",
-                    partial(self._search_recbole, row, trial),
-                    opens_others=number == b.search.trials - 1,
-                )
+        for row, search in itertools.product(b.recbole_rows, b.searches):
+            for file, trial in self._trials(row, search):
+                yield Unit(file, partial(self._search_recbole, row, search, trial))
         for judging in b.settings:
             for split, row in itertools.product(judging.splits, b.rows):
                 yield Unit(
@@ -227,27 +221,37 @@ class Sweep:
             )
         )
 
-    def _search_recbole(self, row: Row, trial: Settings) -> dict[str, Any]:
-        search = self.benchmark.search
-        judging = next(j for j in self.benchmark.settings if j.name == search.setting)
-        prepared = self.prepared(judging, search.split)
+    def _search_recbole(self, row: Row, search: Search, trial: Settings) -> dict[str, Any]:
+        prepared = self.prepared(self._judging(search.setting), search.split)
         outcome = judge_recbole(
             choose_model(row.model), prepared, search.shots, self.benchmark.seed, trial, test=False
         )
         return {"settings": trial, "valid": outcome.valid.means(), "epochs": outcome.epochs}
 
-    def searched(self, row: Row) -> list[dict[str, Any]] | None:
-        """All trials of a model of RecBole; None while some are missing."""
-        folder = self.folder / "search" / _slug(row.name)
-        files = [folder / f"{_hash(t)}.json" for t in row.trials(self.benchmark.search.trials)]
-        if not all(file.is_file() for file in files):
-            return None
-        return [json.loads(file.read_text()) for file in files]
+    def _judging(self, name: str) -> Judging:
+        return next(judging for judging in self.benchmark.settings if judging.name == name)
+
+    def _trials(self, row: Row, search: Search) -> list[tuple[Path, Settings]]:
+        """The file and the settings of each trial of a model of RecBole."""
+        folder = self.folder / "search" / search.setting / _slug(row.name)
+        return [(folder / f"{_hash(t)}.json", t) for t in row.trials(search.trials)]
+
+    def searched(self, row: Row, judging: Judging) -> list[dict[str, Any]] | None:
+        """All trials of the search that has this entry's order of rows; None while some are missing."""
+        order = read_protocol(judging.protocol, **judging.changed).order
+        for search in self.benchmark.searches:
+            searched = self._judging(search.setting)
+            if read_protocol(searched.protocol, **searched.changed).order == order:
+                files = [file for file, _ in self._trials(row, search)]
+                if not all(file.is_file() for file in files):
+                    return None
+                return [json.loads(file.read_text()) for file in files]
+        raise SettingError(f"Benchmark '{self.benchmark.name}' has no search for order '{order}'.")
 
     def _judge_recbole(
         self, judging: Judging, split: int, row: Row, k: int
     ) -> dict[str, Any] | None:
-        trials = self.searched(row)
+        trials = self.searched(row, judging)
         if trials is None:
             return None
         prepared = self.prepared(judging, split)
@@ -329,7 +333,6 @@ class Unit:
 
     file: Path
     work: Callable[[], dict[str, Any] | None]
-    opens_others: bool = False
 
 
 def _configured(choice: ModelChoice, stage: Stage, settings: Settings) -> Any:

@@ -164,7 +164,7 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     for row in (*file["rows"], *file["recbole"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
-            tried = len(mine[0].get("trials", [])) or file["recbole"]["search"]["trials"]
+            tried = len(mine[0].get("trials", [])) or file["recbole"]["searches"][0]["trials"]
             chosen = [settings for unit in mine for settings in unit["chosen"].values()]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
             lines.append(f"- {row['name']}: {tried} trials; edges chosen: {edges}")
