@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from recbole_meta.data.prepare import prepare, read_protocol, sha256
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.entries import GROUPS
 from recbole_meta.fitting import (
     Outcome,
     fit_learner,
@@ -57,6 +58,7 @@ class Judging:
     protocol: str
     changed: dict[str, Any]
     splits: tuple[int, ...]
+    groups: tuple[str, ...]  # whose rows of ours are judged
     recbole_from: (
         str | None
     )  # the entry whose runs of RecBole's models are read; itself: they run here
@@ -122,13 +124,13 @@ def read_benchmark(name: str) -> Benchmark:
         recbole = values["recbole"]
         judgings = []
         for entry in values["settings"]:
-            filled = {"changed": {}, "recbole_from": entry["name"], **entry}
+            filled = {"changed": {}, "groups": list(GROUPS), "recbole_from": entry["name"], **entry}
             judgings.append(read_settings(Judging, filled, f"Benchmark '{name}'"))
         rows = [_row(entry, name) for entry in values["rows"]]
         theirs = [_row(entry, name) for entry in recbole["rows"]]
         benchmark = Benchmark(
             name, values["dataset"], values["seed"], values["trials"], tuple(judgings), tuple(rows),
-            tuple(read_settings(Search, s, f"Benchmark '{name}', search") for s in recbole["searches"]),
+            tuple(read_settings(Search, s, f"Benchmark '{name}'") for s in recbole["searches"]),
             tuple(recbole["shots"]), tuple(theirs),
         )  # fmt: skip
     except KeyError as error:
@@ -195,7 +197,8 @@ class Sweep:
             for file, trial in self._trials(row, search):
                 yield Unit(file, partial(self._search_recbole, row, search, trial))
         for judging in b.settings:
-            for split, row in itertools.product(judging.splits, b.rows):
+            rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
+            for split, row in itertools.product(judging.splits, rows):
                 yield Unit(
                     self.folder / judging.name / str(split) / f"{_slug(row.name)}.json",
                     partial(self._judge_row, judging, split, row),
@@ -237,7 +240,7 @@ class Sweep:
         return [(folder / f"{_hash(t)}.json", t) for t in row.trials(search.trials)]
 
     def searched(self, row: Row, judging: Judging) -> list[dict[str, Any]] | None:
-        """All trials of the search that has this entry's order of rows; None while some are missing."""
+        """All trials of the search with this entry's order; None while some are missing."""
         order = read_protocol(judging.protocol, **judging.changed).order
         for search in self.benchmark.searches:
             searched = self._judging(search.setting)
