@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a dictionary; an empty file is an empty dictionary."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, no such date
         raise SettingError(f"Cannot read the settings file {path}: {error}") from error
     if content is None:
         return {}
@@ -74,7 +75,7 @@ def read_settings(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     wanted = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in wanted:
-            raise SettingError(f"{where}: unknown setting '{key}'. {nearest(key, wanted)}")
+            raise SettingError(f"{where}: unknown setting '{key}'. {nearest(str(key), wanted)}")
     missing = [key for key in wanted if key not in values]
     if missing:
         raise SettingError(f"{where}: missing setting '{missing[0]}'.")
@@ -88,10 +89,15 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (wanted,) = (kind for kind in arguments if kind is not type(None))
-        return _typed(value, wanted, where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        if len(kinds) == 1:
+            return _typed(value, kinds[0], where)
+        for kind in kinds:
+            with suppress(SettingError):
+                return _typed(value, kind, where)
+        raise SettingError(f"{where} must be of type {wanted}, found {value!r}.")
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(value == entry and type(value) is type(entry) for entry in arguments):
             allowed = [str(argument) for argument in arguments]
             raise SettingError(f"{where} is {value!r}. {nearest(str(value), allowed)}")
         return value

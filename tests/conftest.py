@@ -1,6 +1,7 @@
-"""Where the tests find data: RecBole's bundled ml-100k, and the data sets of RECBOLE_META_DATA."""
+"""Where the tests find data: RecBole's ml-100k, the data sets of RECBOLE_META_DATA, made worlds."""
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,3 +44,29 @@ def ml100k() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.fail("RecBole is not installed: pip install -c constraints.txt -e '.[dev]'")
     return Path(spec.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
+
+
+@pytest.fixture(scope="session")
+def make_world(tmp_path_factory) -> Callable:
+    """``make_world(rows, protocol, **settings)``: rows (user, item, rating, time), prepared."""
+    from recbole_meta.data.prepare import prepare, read_protocol
+    from recbole_meta.data.prepared import open_prepared
+
+    name = "ml-100k"  # its page names a rating field
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+
+    def make(rows, protocol: str, **settings):
+        folder = tmp_path_factory.mktemp("world")
+        (folder / name).mkdir()
+        text = "\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n"
+        (folder / name / f"{name}.inter").write_text(text, encoding="utf-8")
+        made = read_protocol(protocol, **settings)
+        return open_prepared(prepare(name, made, protocol, folder, folder / "prepared"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_path() -> Path:
+    """The folder of the sample data set ``tiny``: even users love even items, odd users odd ones."""
+    return ROOT / "dataset"

@@ -1,11 +1,14 @@
-"""A protocol and atomic files become a prepared folder: made once, addressed by content, written whole or not at all.
+"""A protocol and atomic files become a prepared folder: made once, addressed by content, written
+whole or not at all.
 
-The folder's name ends with eight digits of a hash over the sources' bytes and all settings: the same inputs
-and settings give the same bytes, and no work is done twice, by two processes at once neither. Rows are copied
-verbatim from the source; a user's rows stand in the protocol's order.
+The folder's name ends with eight digits of a hash over the sources' bytes and all settings: the
+same inputs and settings give the same bytes, and no work is done twice, by two processes at once
+neither. Rows are copied verbatim from the source; a user's rows stand in the protocol's order.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,12 +23,20 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from recbole_meta.data.protocol import PROTOCOLS, Rows, Split, UserCold
+from recbole_meta.data.protocol import PROTOCOLS, Floats, Ints, Rows, Split, UserCold
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import load_properties, names, read_settings
 
 FORMAT = 1
 LABEL = "label"
+_COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
+
+_TYPES = ("token", "token_seq", "float", "float_seq")  # RecBole's
+# Tokens that RecBole's reader (pandas, with its defaults) takes for missing, or for padding.
+_NO_TOKENS = {
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,9 @@ class DataFields:
 def read_protocol(name: str, **settings: Any) -> UserCold:
     """The protocol of ``properties/protocol/<name>.yaml`` with some settings changed."""
     values = load_properties("protocol", name) | settings
-    kind = values.pop("kind")
+    kind = str(values.pop("kind", None))
     if kind not in PROTOCOLS:
-        raise SettingError(f"Protocol '{name}': unknown kind. {nearest(str(kind), PROTOCOLS)}")
+        raise SettingError(f"Protocol '{name}': unknown kind '{kind}'. {nearest(kind, PROTOCOLS)}")
     return read_settings(PROTOCOLS[kind], values, f"Protocol '{name}'")
 
 
@@ -87,11 +98,14 @@ def prepare(
     inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
     key = content_key(dataset, protocol, fields, inputs)
     root = Path(prepared_path)
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{dataset}-{protocol_name}-{key}"
-    with FileLock(root / f".{folder.name}.lock"):
-        if not (folder / "protocol.json").is_file():
-            _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{folder.name}.lock"):
+            if not (folder / "protocol.json").is_file():
+                _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+    except OSError as error:
+        raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
     return folder
 
 
@@ -120,42 +134,72 @@ class AtomicFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
+            text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8: {error}") from error
-        self.header, self.lines = lines[0], lines[1:]
+        self._text = text
+        self.header, *self.lines = text.split("\n")
         self.columns = [column.split(":")[0] for column in self.header.split("\t")]
-        if ":" not in self.header:
+        self._check_header()
+        for number, line in enumerate(self.lines, start=2):
+            if line.count("\t") != len(self.columns) - 1 or "\r" in line or '"' in line:
+                self._check_line(number, line)
+
+    def _check_header(self) -> None:
+        for column in self.header.split("\t"):
+            name, _, kind = column.partition(":")
+            if not name or not kind:
+                raise DataError(
+                    f"{self.path}: the first line must name fields as 'name:type', found "
+                    f"'{column[:60]}'."
+                )
+            if kind not in _TYPES:
+                raise DataError(
+                    f"{self.path}: field '{name}' has type '{kind}'. {nearest(kind, _TYPES)}"
+                )
+        twice = [name for name in self.columns if self.columns.count(name) > 1]
+        if twice:
+            raise DataError(f"{self.path}: the first line names '{twice[0]}' twice.")
+
+    def _check_line(self, number: int, line: str) -> None:
+        """What RecBole would not read as we do: its reader knows quotation marks, ours does not."""
+        where = f"{self.path.name}, line {number}"
+        found = line.count("\t") + 1
+        if found != len(self.columns):
             raise DataError(
-                f"{path}: the first line must name fields as 'name:type', found '{self.header[:60]}'."
+                f"{where} has {found} tab-separated fields, the first line names "
+                f"{len(self.columns)}: {line[:60]!r}."
+            )
+        if "\r" in line:
+            raise DataError(f"{where} has a carriage return inside.")
+        read = list(csv.reader([line, ""], delimiter="\t"))
+        if len(read) != 2 or len(read[0]) != found:
+            raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
+
+    def require(self, column: str) -> None:
+        """An error names the nearest column where this one is missing."""
+        if column not in self.columns:
+            raise DataError(
+                f"{self.path.name} has no column '{column}'. {nearest(column, self.columns)}"
             )
 
-    def read(self, wanted: Sequence[str]) -> dict[str, pd.Series]:
-        """These columns as strings; an error names a missing one and the nearest."""
+    def read(self, wanted: Sequence[str]) -> dict[str, "pd.Series[str]"]:
+        """These columns of the whole file as strings."""
         for column in wanted:
-            if column not in self.columns:
-                raise DataError(
-                    f"{self.path.name} has no column '{column}'. {nearest(column, self.columns)}"
-                )
-        try:
-            frame = pd.read_csv(
-                self.path, sep="\t", quoting=3, dtype=str, na_filter=False, encoding="utf-8",
-                names=self.columns, header=0, usecols=list(wanted), skip_blank_lines=False,
-                index_col=False, on_bad_lines="error",
-            )  # fmt: skip
-        except (pd.errors.ParserError, ValueError) as error:
-            raise DataError(f"{self.path}: {error}") from error
-        frame = frame.iloc[: len(self.lines)]
-        if len(frame) != len(self.lines):
-            raise DataError(f"{self.path}: {len(self.lines)} lines, but {len(frame)} rows.")
+            self.require(column)
+        frame = pd.read_csv(
+            io.StringIO(self._text), sep="\t", quoting=3, dtype=str, na_filter=False,
+            names=self.columns, header=0, usecols=list(wanted), skip_blank_lines=False,
+            index_col=False,
+        )  # fmt: skip
         return {column: frame[column] for column in wanted}
 
-    def numbers(self, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def numbers(self, column: str) -> Floats:
         """A numeric column; an error names the first line that is no finite number."""
         text = self.read([column])[column]
-        values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        values: Floats = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise DataError(
@@ -164,10 +208,10 @@ class AtomicFile:
             )
         return values
 
-    def write(self, path: Path, rows: Iterable[int] | None = None, extra: str = "") -> None:
+    def write(self, path: Path, rows: Iterable[int] | None = None) -> None:
         """The header and these lines (all without ``rows``)."""
         lines = self.lines if rows is None else [self.lines[row] for row in rows]
-        write_file(path, "\n".join([self.header + extra, *lines]) + "\n")
+        write_file(path, "\n".join([self.header, *lines]) + "\n")
 
 
 def write_file(path: Path, text: str) -> None:
@@ -199,8 +243,7 @@ def _write_whole(
         for side, field in (("user", fields.user), ("item", fields.item)):
             _write_side(files[side], temporary / f"{folder.name}.{side}", field, tokens[side])
         recbole = recbole_settings(folder.name, protocol, fields, files)
-        comment = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
-        write_file(temporary / "recbole.yaml", comment + yaml.safe_dump(recbole, sort_keys=False))
+        write_file(temporary / "recbole.yaml", _COMMENT + yaml.safe_dump(recbole, sort_keys=False))
         description = _describe(
             dataset, protocol_name, protocol, fields, split, tokens, inputs, len(rows.user)
         )
@@ -210,8 +253,6 @@ def _write_whole(
         write_file(temporary / "protocol.json", json.dumps(description, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)  # a folder without protocol.json is no folder
         temporary.rename(folder)
-    except OSError as error:
-        raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -224,11 +265,15 @@ def read_rows(
     columns = file.read([fields.user, fields.item])
     keep = np.ones(len(file.lines), dtype=bool)
     for side in (fields.user, fields.item):
-        empty = np.flatnonzero((columns[side] == "").to_numpy())
-        if len(empty):
-            raise DataError(f"{path.name}, line {empty[0] + 2}: '{side}' is empty.")
+        _check_tokens(columns[side], side, path)
     for column, least in protocol.threshold.items():
         keep &= file.numbers(column) >= least
+    if not keep.any():
+        raise DataError(
+            f"{path.name}: no row passes threshold {protocol.threshold}."
+            if len(keep)
+            else f"{path.name} has no rows."
+        )
     if protocol.feedback == "rating":
         if fields.rating is None:
             raise DataError("feedback 'rating' needs a rating field, and the data set names none.")
@@ -237,6 +282,8 @@ def read_rows(
         label = file.numbers(column) >= least
         if label[keep].all() or not label[keep].any():
             raise DataError(f"label {column} >= {least} has one class only in {path.name}.")
+        if LABEL in file.columns:
+            raise DataError(f"{path.name} has a column '{LABEL}' already: give it another name.")
         file.header += f"\t{LABEL}:float"
         file.lines = [f"{line}\t{int(y)}" for line, y in zip(file.lines, label, strict=True)]
     has_time = fields.time is not None and fields.time in file.columns
@@ -246,10 +293,9 @@ def read_rows(
             f"{nearest(fields.time or 'time', file.columns)}"
         )
     time = file.numbers(str(fields.time)) if has_time else None
-    keep &= _without_repeats(columns[fields.user], columns[fields.item], keep, protocol, path)
+    pairs = pd.DataFrame({"user": columns[fields.user], "item": columns[fields.item]})
+    keep[_repeats(pairs[keep], time, file, protocol)] = False
     chosen = np.flatnonzero(keep)
-    if not len(chosen):
-        raise DataError(f"{path.name}: no row passes threshold {protocol.threshold}.")
     file.lines = [file.lines[row] for row in chosen.tolist()]
     user, users = pd.factorize(columns[fields.user].to_numpy()[chosen], sort=True)
     item, items = pd.factorize(columns[fields.item].to_numpy()[chosen], sort=True)
@@ -264,23 +310,39 @@ def read_rows(
     return file, rows, tokens
 
 
-def _without_repeats(
-    user: pd.Series, item: pd.Series, keep: np.ndarray[Any, Any], protocol: UserCold, path: Path
-) -> np.ndarray[Any, Any]:
-    """Which rows stay when (user, item) pairs repeat among the kept rows."""
-    pairs = pd.DataFrame({"user": user, "item": item})[keep]
-    stays = "last" if protocol.duplicates == "last" else "first"
-    repeated = pairs.duplicated(keep=stays)
-    result = np.ones(len(keep), dtype=bool)
-    if repeated.any():
-        if protocol.duplicates == "error":
-            row = repeated.index[repeated][0]
-            raise DataError(
-                f"{path.name}, line {row + 2}: user '{user[row]}' and item '{item[row]}' stand "
-                f"there twice ({int(repeated.sum())} duplicate rows). Set duplicates: first | last."
-            )
-        result[repeated.index[repeated]] = False
-    return result
+def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
+    """Every token must be one for RecBole, too."""
+    bad = (tokens == "") | tokens.isin(_NO_TOKENS) | tokens.str.startswith('"')
+    if bad.any():
+        line = int(np.flatnonzero(bad.to_numpy())[0])
+        token = tokens.iloc[line]
+        why = f"is {token!r}, which RecBole cannot read as a token" if token else "is empty"
+        raise DataError(f"{path.name}, line {line + 2}: '{field}' {why}.")
+
+
+def _repeats(
+    pairs: pd.DataFrame, time: Floats | None, file: AtomicFile, protocol: UserCold
+) -> Ints:
+    """The rows that leave because their (user, item) pair stands in another one.
+
+    First and last are meant in time, ties by the line's text; without times, in the file.
+    """
+    repeated = pairs[pairs.duplicated(keep=False)]
+    if repeated.empty:
+        return np.empty(0, dtype=np.int64)
+    if protocol.duplicates == "error":
+        later = repeated[repeated.duplicated()]
+        raise DataError(
+            f"{file.path.name}, line {later.index[0] + 2}: user '{later['user'].iloc[0]}' and item "
+            f"'{later['item'].iloc[0]}' stand there twice ({len(later)} duplicate rows). "
+            "Set duplicates: first | last."
+        )
+    if time is not None:
+        rows = repeated.index.to_numpy()
+        lines = [file.lines[row] for row in rows.tolist()]
+        repeated = repeated.assign(time=time[rows], line=lines).sort_values(["time", "line"])
+    leaves = repeated.duplicated(["user", "item"], keep=protocol.duplicates)
+    return repeated.index[leaves].to_numpy(dtype=np.int64)
 
 
 def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -290,7 +352,7 @@ def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def _write_side(source: Path, target: Path, field: str, tokens: list[str]) -> None:
-    """The lines of these users or items in order of their tokens; a line of blanks where none is known."""
+    """The lines of these users or items by token; a line of blanks where none is known."""
     if not source.is_file():
         write_file(target, "\n".join([f"{field}:token", *tokens]) + "\n")
         return
@@ -314,14 +376,18 @@ def recbole_settings(
     """What makes plain RecBole read the folder: columns, files, no filter, no normalisation."""
     k = protocol.support_sizes[-1]
     train = "train" if protocol.kind == "user_cold_k" else f"train_{k}"
-    target = {"implicit": [], "rating": [fields.rating], "label": [LABEL]}[protocol.feedback]
-    load_col = {"inter": [fields.user, fields.item, *target]}
+    target = {"implicit": None, "rating": fields.rating, "label": LABEL}[protocol.feedback]
+    load_col = {"inter": [fields.user, fields.item, *([target] if target else [])]}
     for side, field, features in (
         ("user", fields.user, fields.user_features),
         ("item", fields.item, fields.item_features),
     ):
-        has = AtomicFile(files[side]).columns if files[side].is_file() else [field]
-        load_col[side] = [field, *(f for f in features if f in has)]
+        load_col[side] = [field]
+        if files[side].is_file():
+            file = AtomicFile(files[side])
+            for feature in features:
+                file.require(feature)
+            load_col[side] += features
     settings: dict[str, Any] = {
         "dataset": name,
         "benchmark_filename": [train, "valid", "test"],
@@ -341,13 +407,14 @@ def recbole_settings(
     }
     if protocol.feedback != "implicit":
         value = {"rating": ["MAE", "RMSE"], "label": ["AUC", "LogLoss"]}[protocol.feedback]
+        mode = {"valid": "labeled", "test": "labeled"}
         settings |= {
-            "LABEL_FIELD": target[0],
+            "LABEL_FIELD": target,
             "train_neg_sample_args": None,
             "metrics": value,
             "valid_metric": value[0],
-            "eval_args": {"group_by": "user", "order": "RO", "mode": {"valid": "labeled", "test": "labeled"}},
-        }  # fmt: skip
+            "eval_args": {"group_by": "user", "order": "RO", "mode": mode},
+        }
     return settings
 
 

@@ -1,11 +1,10 @@
-"""Reading a prepared folder, and the gates that stop a run before it learns what it is judged on."""
+"""Reading a prepared folder, and the gates that stop a run from learning what it is judged on."""
 
 import json
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from recbole_meta.data.prepare import FORMAT, LABEL, AtomicFile, DataFields, digest, sha256
@@ -23,6 +22,8 @@ class Prepared:
             self.description: dict[str, Any] = json.loads(text)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(f"{self.path} is not a prepared folder: {error}") from error
+        if not isinstance(self.description, dict):
+            raise DataError(f"{self.path} is not a prepared folder: no mapping in protocol.json.")
         if self.description.get("format") != FORMAT:
             raise DataError(
                 f"{self.path} has format {self.description.get('format')}, this version reads "
@@ -89,7 +90,7 @@ class Prepared:
         return rows[rows["position"] < k]
 
     def early_rows(self, phase: str) -> pd.DataFrame:
-        """The rows of a phase's tasks before the query: the reserve, or the support where there is none."""
+        """The rows of a phase's tasks before the query: the reserve, or else the support."""
         has_reserve = ".reserved.inter" in self.description["outputs"]
         name = "reserved" if has_reserve else self.train_name(phase, self.shots[-1])
         rows = self.rows(name)
@@ -109,7 +110,8 @@ class Prepared:
     @cached_property
     def catalogue(self) -> list[str]:
         """Every item, tokens ascending."""
-        return list(AtomicFile(self.path / f"{self.name}.item").read([self.fields.item])[self.fields.item])
+        file = AtomicFile(self.path / f"{self.name}.item")
+        return list(file.read([self.fields.item])[self.fields.item])
 
     def candidates(self, phase: str) -> set[str]:
         """The items that may be ranked (before a task's own reserve and support leave)."""
@@ -118,7 +120,7 @@ class Prepared:
         return set(self.warm_rows(phase)["item"])
 
     def check_leaks(self) -> None:
-        """Raise where a training file knows a query pair, a cold user too well, or the time after the cut."""
+        """Raise where a training file knows a query pair, a cold user too well, or the future."""
         for phase in self.description["train"]:
             query = _pairs(self.rows(phase))
             if query.empty:
@@ -138,7 +140,8 @@ class Prepared:
         known = _pairs(rows).intersection(query)
         if len(known):
             raise LeakError(
-                f"{self.name}: {len(known)} query pairs of '{phase}' are in '{name}', e.g. {known[0]}."
+                f"{self.name}: {len(known)} query pairs of '{phase}' are in '{name}', "
+                f"e.g. {known[0]}."
             )
         per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
         wrong = per_task[per_task != k]
@@ -157,12 +160,16 @@ class Prepared:
 
     def _check_polarity(self) -> None:
         ((field, least),) = self.description["settings"]["label"].items()
-        file = AtomicFile(self.path / f"{self.name}.test.inter")
-        wrong = (file.numbers(field) >= least) != (file.numbers(LABEL) == 1)
-        if wrong.any():
-            raise LeakError(
-                f"{self.name}: '{LABEL}' is not {field} >= {least} in {int(wrong.sum())} test rows."
-            )
+        for name in self.description["outputs"]:
+            if not name.endswith(".inter"):
+                continue
+            file = AtomicFile(self.path / (self.name + name))
+            wrong = (file.numbers(field) >= least) != (file.numbers(LABEL) == 1)
+            if wrong.any():
+                raise LeakError(
+                    f"{self.name}: '{LABEL}' is not {field} >= {least} in {int(wrong.sum())} rows "
+                    f"of {file.path.name}."
+                )
 
     def _check_features(self) -> None:
         loaded = load_yaml(self.path / "recbole.yaml")["load_col"]["inter"]

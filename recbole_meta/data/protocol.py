@@ -1,15 +1,16 @@
 r"""Cold-start protocols: which rows are warm, support, reserved and query.
 
 A protocol is a frozen dataclass and a pure function of the rows. A user's rows stand in *order*:
-``time`` = timestamp, then a seeded hash of (user, item); ``random`` = the hash alone; never the order
-of the file. Cold users come from ``default_rng(seed).permutation(eligible)`` with tokens sorted as
-strings; users with too few rows are not eligible and stay warm.
+``time`` = timestamp, then a seeded hash of (user, item); ``random`` = the hash alone; never the
+order of the file. Cold users come from ``default_rng(seed).permutation(eligible)`` with tokens
+sorted as strings; users with too few rows are not eligible and stay warm.
 
 - ``UserColdK``: support = the first k rows, query = all later rows. Plain RecBole can run it.
-- ``UserColdCurve``: the first ``reserve`` rows are never candidates, support = the first k of them, so that
-  all k share one query and one candidate set; the primary query is the ``horizon`` rows after the reserve.
-- ``UserColdGlobal``: users in order of their first row, in equal blocks; the judged block sees the rows
-  strictly before its own first event and nothing else.
+- ``UserColdCurve``: the first ``reserve`` rows are never candidates, support = the first k of them,
+  so that all k share one query and one candidate set; the primary query is the ``horizon`` rows
+  after the reserve.
+- ``UserColdGlobal``: users in order of their first row, in equal blocks; the judged block sees the
+  rows strictly before its own first event and nothing else.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of each file, in the order in which they are written: by user, then by position."""
+    """Row numbers of each file, in the order in which they are written: by user and position."""
 
     files: dict[str, Ints]
     train: dict[str, str]  # phase -> name of its training file; '{k}' stands for the shots
@@ -56,7 +57,7 @@ class UserCold:
 
     feedback: Literal["implicit", "rating", "label"]  # what is judged: a ranking, ratings or labels
     threshold: dict[str, float]  # rows below it are dropped first, e.g. {rating: 4}
-    label: dict[str, float]  # feedback 'label': 1 where the field reaches the value, e.g. {rating: 4}
+    label: dict[str, float]  # feedback 'label': 1 where the field reaches the value
     duplicates: Literal["error", "first", "last"]  # which row of a repeated (user, item) pair stays
     order: Literal["time", "random"]
     seed: int
@@ -66,8 +67,11 @@ class UserCold:
     candidates: ClassVar[Literal["catalogue", "train"]]  # every item, or the items of warm rows
 
     def __post_init__(self) -> None:
-        if (self.feedback == "label") != bool(self.label):
-            raise SettingError("'label' goes with feedback 'label', e.g. label: {rating: 4}.")
+        if len(self.label) != (self.feedback == "label"):
+            raise SettingError(
+                "'label' names one field with feedback 'label', e.g. label: {rating: 4}, and none "
+                f"otherwise; found {self.label} with feedback '{self.feedback}'."
+            )
         if self.seed < 0 or self.split < 0:
             raise SettingError(f"'seed' and 'split' start at 0, found {self.seed}, {self.split}.")
 
@@ -141,7 +145,7 @@ class _Curve(UserCold):
         if max(self.shots) > self.reserve:
             raise SettingError(f"'shots' {max(self.shots)} is larger than reserve {self.reserve}.")
         least = self.reserve + (1 if self.horizon is None else self.horizon)
-        if self.horizon is not None and self.horizon < 1 or self.eligible < least:
+        if (self.horizon is not None and self.horizon < 1) or self.eligible < least:
             raise SettingError(
                 f"'eligible' is {self.eligible}, must be at least reserve + horizon = {least} "
                 f"(horizon {self.horizon}, at least 1)."
@@ -197,8 +201,8 @@ class UserColdCurve(_Curve):
 class UserColdGlobal(_Curve):
     """Test = block ``split`` of the users by first row, valid = the block before it.
 
-    Settings are chosen with ``train_<k>`` (users of the blocks before valid, rows before valid's first
-    event) on valid; then the model is fitted again on ``refit_<k>`` and judged once on test.
+    Settings are chosen with ``train_<k>`` (users of the blocks before valid, rows before valid's
+    first event) on valid; then the model is fitted again on ``refit_<k>`` and judged once on test.
     """
 
     blocks: int
@@ -231,11 +235,17 @@ class UserColdGlobal(_Curve):
             cut[phase] = float(first[blocks[block]].min())
             earlier = np.concatenate(blocks[:block])
             warm[phase] = history.belongs(earlier) & (history.time < cut[phase])
+            if not warm[phase].any():
+                raise DataError(
+                    f"No row lies before the first event of block {block + 1} (time {cut[phase]}): "
+                    "nothing to train on."
+                )
         files = self._cold_files(history, cold)
         for phase, name in (("valid", "train"), ("test", "refit")):
             is_cold = history.belongs(cold[phase])
             for k in self.support_sizes:
-                files[f"{name}_{k}"] = history.rows(warm[phase] | (is_cold & (history.position < k)))
+                support = is_cold & (history.position < k)
+                files[f"{name}_{k}"] = history.rows(warm[phase] | support)
         train = {"valid": "train_{k}", "test": "refit_{k}"}
         return Split(files, train, cold, cut, history.n_eligible, history.n_users)
 
@@ -257,7 +267,7 @@ class History:
         self.n_users = len(rows.user_key)
         self._order = np.lexsort((*keys, rows.user))  # [N]
         self.user = rows.user[self._order]
-        self.time = np.empty(0) if rows.time is None else rows.time[self._order]
+        self.time: Floats = np.empty(0) if rows.time is None else rows.time[self._order]
         self.length = np.bincount(self.user, minlength=self.n_users)  # [users]
         start = np.cumsum(self.length) - self.length
         self.position = np.arange(len(self.user)) - start[self.user]  # [N], from 0
@@ -276,7 +286,8 @@ class History:
 
     def first_time(self) -> Floats:
         """The time of each user's first row, [users]."""
-        return self.time[np.cumsum(self.length) - self.length]
+        first: Floats = self.time[np.cumsum(self.length) - self.length]
+        return first
 
     def belongs(self, users: Ints) -> Mask:
         """Which rows are of these users, [N]."""

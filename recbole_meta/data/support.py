@@ -10,9 +10,10 @@ from recbole_meta.episode import Examples
 def read_support(
     prepared: Prepared, phase: str, k: int, users: dict[str, int], items: dict[str, int]
 ) -> Examples:
-    """The first k rows of each cold user, [n_users, max(k, 1)]; users without support have an all-zero mask.
+    """The first k rows of each cold user, [n_users, max(k, 1)]; other users' mask is all zero.
 
-    ``users`` and ``items`` map tokens to RecBole's ids. The label is 1 where the feedback is a ranking.
+    ``users`` and ``items`` map tokens to RecBole's ids. The label is 1 where the feedback is a
+    ranking.
     """
     rows = prepared.support(phase, k)
     user = rows["user"].map(users).to_numpy(dtype=np.int64)
@@ -21,5 +22,6 @@ def read_support(
     x, mask, label = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
     x[user, place] = rows["item"].map(items).to_numpy(dtype=np.int64)
     mask[user, place] = 1
-    label[user, place] = rows["target"] if "target" in rows else 1
-    return Examples(torch.from_numpy(x), torch.from_numpy(label).float(), torch.from_numpy(mask).float())
+    label[user, place] = rows.get("target", 1)
+    labels, masks = torch.from_numpy(label).float(), torch.from_numpy(mask).float()
+    return Examples(torch.from_numpy(x), labels, masks)

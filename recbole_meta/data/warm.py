@@ -1,7 +1,7 @@
 r"""Warm users' histories: what closed forms, floors and fold-in rules are computed from.
 
-U warm users, I items (RecBole's ids, 0 is padding). Rows of cold users, their support in a transductive
-training file included, are left out.
+U warm users, I items (RecBole's ids, 0 is padding). Rows of cold users, their support in a
+transductive training file included, are left out.
 """
 
 from functools import cached_property
@@ -99,11 +99,11 @@ class WarmUsers:
             )
             start = np.random.default_rng(0).normal(size=min(x.shape))
             _, s, vt = svds(centred, k=_RANK, v0=start)
-            return np.asarray(vt.T[:, ::-1] * s[::-1]) / np.sqrt(self.n_users)
+            return np.asarray(vt.T[:, ::-1] * s[::-1] / np.sqrt(self.n_users))
         dense = x.toarray() - p
         if x.shape[0] <= x.shape[1]:
             squares, u = np.linalg.eigh(dense @ dense.T)
-            return np.asarray(dense.T @ u[:, ::-1]) / np.sqrt(self.n_users)
+            return np.asarray(dense.T @ u[:, ::-1] / np.sqrt(self.n_users))
         squares, v = np.linalg.eigh(dense.T @ dense)
         return np.asarray(v[:, ::-1] * np.sqrt(np.maximum(squares[::-1], 0) / self.n_users))
 
@@ -112,7 +112,7 @@ _cache: "WeakKeyDictionary[Dataset, WarmUsers]" = WeakKeyDictionary()
 
 
 def warm_users(dataset: Dataset) -> WarmUsers:
-    """The warm users of a training dataset of a prepared folder (its config names the folder and phase).
+    """The warm users of a training dataset of a prepared folder, which its config names.
 
     Computed once per dataset, so that many trials of settings share its decompositions.
     """
@@ -130,6 +130,11 @@ def warm_users(dataset: Dataset) -> WarmUsers:
         else:
             target = dataset.inter_feat[prepared.target].numpy().astype(np.float64)
         _cache[dataset] = WarmUsers(
-            user[warm], item[warm], target[warm], dataset.item_num, prepared.query_start, prepared.horizon
+            user[warm],
+            item[warm],
+            target[warm],
+            dataset.item_num,
+            prepared.query_start,
+            prepared.horizon,
         )
     return _cache[dataset]

@@ -1,0 +1,103 @@
+"""Small worlds as prepared folders, and models fitted on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_meta.data.prepared import Prepared
+from recbole_meta.episode import Examples
+from recbole_meta.fitting import fit_learner
+from recbole_meta.settings import load_properties
+from recbole_meta.stage import ModelChoice, Stage, choose_model, load_stage
+from recbole_meta.trainer import Trainer
+
+SMALL = {"shots": [0, 1, 3], "reserve": 4, "horizon": 3, "eligible": 8, "folds": 0}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A learner after ``fit`` on the training file of a prepared folder."""
+
+    choice: ModelChoice
+    stage: Stage
+    trainer: Trainer
+
+    @property
+    def model(self) -> Any:
+        return self.trainer.model
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.stage.prepared
+
+    def id_of(self, side: str) -> dict[str, int]:
+        """Token -> RecBole's id of 'user' or 'item'."""
+        dataset = self.stage.dataset
+        field = dataset.uid_field if side == "user" else dataset.iid_field
+        return dataset.field2token_id[field]
+
+    def scores(self, support: Examples) -> torch.Tensor:
+        """Scores [T, I] of T made-up tasks with this support [T, S]."""
+        tasks = len(support.x)
+        assert tasks < self.model.n_users
+        place = torch.zeros(self.model.n_users, dtype=torch.long)
+        place[1 : tasks + 1] = torch.arange(tasks)
+        self.model.observe(support.of(place))
+        users = Interaction({self.model.USER_ID: torch.arange(1, tasks + 1)})
+        with torch.no_grad():
+            return self.model.full_sort_predict(users).view(tasks, -1)
+
+    def scores_after(self, *supports: list[int]) -> np.ndarray:
+        """Scores [T, I] of T tasks that had these items, by id."""
+        shape = len(supports), max(1, *map(len, supports))
+        x, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        for task, items in enumerate(supports):
+            x[task, : len(items)] = torch.tensor(items, dtype=torch.long)
+            mask[task, : len(items)] = 1
+        return self.scores(Examples(x, mask, mask)).numpy()
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[..., Fitted]:
+    """``fit(prepared, model, **settings)``: a model fitted for the test phase."""
+
+    def fitted(prepared: Prepared, name: str, **settings: Any) -> Fitted:
+        choice = choose_model(name)
+        few = {"epochs": 1} if load_properties("model", name)["epochs"] else {}
+        k = prepared.shots[0]
+        stage = load_stage(choice, prepared, "test", k, 2020, few | settings)
+        return Fitted(choice, stage, fit_learner(choice, stage, stage.config))
+
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def worlds(make_world) -> dict[str, Prepared]:
+    """60 users with a taste for some of 30 items: a prepared folder per kind of feedback."""
+    rng = np.random.default_rng(7)
+    taste = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 30)) + rng.normal(size=30)
+    rows = []
+    for user, liking in enumerate(taste):
+        chance = np.exp(liking) / np.exp(liking).sum()
+        items = rng.choice(30, rng.integers(8, 16), replace=False, p=chance)
+        for time, item in enumerate(items):
+            rating = int(np.clip(np.round(3.4 + liking[item] + rng.normal()), 1, 5))
+            rows.append((f"u{user}", f"i{item}", rating, 100 * time))
+    return {
+        "implicit": make_world(rows, "user_cold_curve", **SMALL),
+        "rating": make_world(rows, "user_cold_5_rating"),
+        "label": make_world(rows, "user_cold_5_label"),
+    }
+
+
+@pytest.fixture
+def float64():
+    """Models made in the test are double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,92 @@
+"""Even-lovers and odd-lovers: users never seen, whose taste two items tell."""
+
+import numpy as np
+import pytest
+
+from recbole_meta.evaluation.judge import Judge
+from recbole_meta.fitting import judge_learner
+from recbole_meta.model import our_models
+from recbole_meta.trainer import judge_model
+
+N_USERS, N_ITEMS, SHOTS = 60, 40, 2
+RANKING = {name: cls for name, cls in our_models().items() if "implicit" in cls.feedback}
+ADAPTS = [name for name, cls in RANKING.items() if cls.group != "floor"]
+FLOORS = [name for name, cls in RANKING.items() if cls.group == "floor"]
+
+each = pytest.mark.parametrize("name", ADAPTS)
+
+
+@pytest.fixture(scope="module")
+def lovers(make_world):
+    """User n likes every item whose number is as even or odd as n, and nothing else."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"u{user}", f"i{item}", 5, time)
+        for user in range(N_USERS)
+        for time, item in enumerate(rng.permutation(np.arange(user % 2, N_ITEMS, 2)))
+    ]
+    world = {"shots": [0, 1, SHOTS], "reserve": SHOTS, "horizon": None, "folds": 0}
+    return make_world(rows, "user_cold_curve_all", **world)
+
+
+def ndcg(fitted, k: int) -> float:
+    judged = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", k)
+    return judged.means()["ndcg@10"]
+
+
+def ndcg_with(fitted, user_of) -> float:
+    """Every user is judged by the support of the user ``user_of`` names."""
+    judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", SHOTS)
+    ids, model = fitted.id_of("user"), fitted.model
+    table = np.arange(model.n_users)
+    for user in fitted.prepared.tasks("test"):
+        table[ids[user]] = ids[user_of(user)]
+    model.observe(model.support.of(table))
+    judge = Judge(fitted.prepared, "test", SHOTS, fitted.stage.dataset, fitted.choice.name)
+    return judge_model(fitted.trainer, judge, fitted.stage.data["test"]).means()["ndcg@10"]
+
+
+@each
+def test_two_shots_tell_the_taste(lovers, fit, name):
+    assert ndcg(fit(lovers, name), 2) > 0.99
+
+
+@each
+def test_one_shot_tells_it_too(lovers, fit, name):
+    assert ndcg(fit(lovers, name), 1) > 0.95
+
+
+@pytest.mark.parametrize("name", RANKING)
+def test_zero_shots_tell_nothing(lovers, fit, name):
+    assert 0.3 < ndcg(fit(lovers, name), 0) < 0.7
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_what_does_not_adapt_gains_nothing(lovers, fit, name):
+    fitted = fit(lovers, name)
+    assert ndcg(fitted, 2) == ndcg(fitted, 0) < 0.7
+
+
+@each
+def test_support_of_the_other_kind_misleads(lovers, fit, name):
+    kinds = {number % 2: f"u{number}" for number in range(N_USERS) if f"u{number}" in tasks(lovers)}
+    assert len(kinds) == 2
+    other = ndcg_with(fit(lovers, name), lambda user: kinds[1 - int(user[1:]) % 2])
+    assert other < 0.05
+
+
+@each
+def test_support_of_the_same_kind_serves_as_well(lovers, fit, name):
+    kinds = {number % 2: f"u{number}" for number in range(N_USERS) if f"u{number}" in tasks(lovers)}
+    assert ndcg_with(fit(lovers, name), lambda user: kinds[int(user[1:]) % 2]) > 0.99
+
+
+@each
+def test_users_without_support_get_the_prior(lovers, fit, name):
+    warm = lovers.warm_rows("test")["user"].iloc[0]  # who has none in the table
+    fitted = fit(lovers, name)
+    assert ndcg_with(fitted, lambda user: warm) == pytest.approx(ndcg(fitted, 0))
+
+
+def tasks(prepared) -> set[str]:
+    return set(prepared.tasks("test"))
