@@ -47,7 +47,7 @@ class ModelChoice:
         """What it reads beside the pairs."""
         if self.ours:
             return self.cls.reads
-        return "+user fields +item fields" if self.cls.type.name == "CONTEXT" else "ids"
+        return "+ratings +user fields +item fields" if self.cls.type.name == "CONTEXT" else "ids"
 
     def feedback(self) -> tuple[str, ...]:
         """The kinds of feedback that it can be judged on."""

@@ -9,7 +9,7 @@ from recbole_meta.errors import SettingError, nearest
 
 @cache
 def our_models() -> dict[str, type]:
-    """Every learner, rule and floor by name: the classes defined in ``model/meta`` and ``model/baseline``."""
+    """Every learner, rule and floor by name: the classes of ``model/meta`` and ``model/baseline``."""
     from recbole_meta.model.meta_recommender import MetaRecommender
 
     found: dict[str, type] = {}
@@ -18,9 +18,9 @@ def our_models() -> dict[str, type]:
         for info in pkgutil.iter_modules(package.__path__):
             module = importlib.import_module(f"{package.__name__}.{info.name}")
             for name, value in vars(module).items():
-                if isinstance(value, type) and issubclass(value, MetaRecommender):
-                    if value.__module__ == module.__name__:
-                        found[name] = value
+                defined = isinstance(value, type) and value.__module__ == module.__name__
+                if defined and issubclass(value, MetaRecommender):
+                    found[name] = value
     return found
 
 

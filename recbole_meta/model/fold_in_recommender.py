@@ -2,8 +2,8 @@ r"""Fold-in rules: item-item weights from warm users, summed over a newcomer's s
 
 .. math:: score = \sum_{s \in support} W_{s \cdot} + b \cdot base, \qquad base \in \{0, p, m\}
 
-p: share of warm users with the item (Pop); m: the same in the query's position (QueryPop). An empty support
-ranks by the base, or by Pop where there is none.
+p: share of warm users with the item (Pop); m: the same in the query's position (QueryPop). An empty
+support ranks by the base, or by Pop where there is none.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ class FoldInRecommender(MetaRecommender):
         rule = torch.einsum("s,si->i", support.mask, self.weight[support.x])  # [I]
         alone = float(self.settings.base == "none")
         empty = (support.mask.sum() == 0).to(rule.dtype)
-        return {"rule": rule, "base_weight": alone * empty + (1 - alone) * self.settings.base_weight}
+        weight = alone * empty + (1 - alone) * self.settings.base_weight
+        return {"rule": rule, "base_weight": weight}
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return state["rule"][x] + state["base_weight"] * self.base[x]

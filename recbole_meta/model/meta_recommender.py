@@ -1,7 +1,8 @@
-r"""A meta-learner is two functions of one task, ``adapt(support) -> state`` and ``score(state, x)``.
+r"""A meta-learner is two functions of a task, ``adapt(support) -> state`` and ``score(state, x)``.
 
-This base lifts them to T tasks with ``torch.func.vmap``, so that a learner is an ordinary RecBole model:
-full ranking and prediction follow. Adapting never changes the model; an empty support gives the prior.
+This base lifts them to T tasks with ``torch.func.vmap``, so that a learner is an ordinary RecBole
+model: full ranking and prediction follow. Adapting never changes the model; an empty support gives
+the prior.
 """
 
 import typing

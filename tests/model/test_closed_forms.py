@@ -105,6 +105,14 @@ def test_episodic_ridge(worlds, fit, warm, size, reg):
     assert_scores(fitted, expected)
 
 
+def test_episodic_ridge_of_zero_shots(make_world, fit):
+    rows = [(f"u{user}", f"i{(user * n) % 17}", 1, n) for user in range(30) for n in range(1, 12)]
+    settings = {"shots": [0], "reserve": 0, "eligible": 10, "duplicates": "first"}
+    prepared = make_world(rows, "user_cold_first", **settings)
+    first, floor = fit(prepared, "EpisodicRidge"), fit(prepared, "QueryPop")
+    np.testing.assert_array_equal(first.scores_after([], [3, 4]), floor.scores_after([], [3, 4]))
+
+
 def folded_in(weights, fitted, warm, base, base_weight):
     """The scores of a fold-in rule by its weights W [I, I]."""
     pop = table(warm, fitted).mean(axis=0)

@@ -1,7 +1,8 @@
 r"""
 QueryPop
 ################################################
-The floor of popularity at the place where it is asked: counts of warm users' rows in the query's position.
+The floor of popularity at the place where it is asked: counts of warm users' rows in the query's
+position.
 """
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from recbole_meta.model.meta_recommender import MetaRecommender, State
 
 
 class QueryPop(MetaRecommender):
-    """The share of warm users who have the item in the query's position; the support is not read."""
+    """The share of warm users with the item in the query's position; the support is not read."""
 
     group = "floor"
 

@@ -1,7 +1,8 @@
 r"""
 Random
 ################################################
-The floor of chance. Metrics are expectations over ties, so equal scores give what random orders give in the mean.
+The floor of chance. Metrics are expectations over ties, so equal scores give what random orders
+give in the mean.
 """
 
 import torch

@@ -1,7 +1,8 @@
 r"""
 EpisodicRidge
 ################################################
-A ridge regression across warm users, from what a prefix of their history says to what they did in the query's position.
+A ridge regression across warm users, from what a prefix of their history says to what they did in
+the query's position.
 """
 
 from dataclasses import dataclass
@@ -23,14 +24,17 @@ class EpisodicRidgeSettings(MetaSettings):
 
 
 class EpisodicRidge(MetaRecommender):
-    r"""Episodes of warm users copy the deployment: the first k rows are the support, the query's position the target.
+    r"""Episodes of warm users copy the deployment: first k rows -> rows in the query's position.
 
     .. math::
-        z = (s - \bar s_k) V, \qquad B_k = (Z'Z + \lambda I)^{-1} Z'(Y - m), \qquad score = m + z B_k
+        z = (s - \bar s_k) V, \qquad
+        B_k = (Z'Z + \lambda I)^{-1} Z'(Y - m), \qquad
+        score = m + z B_k
 
-    s: 0/1 of the first k rows, :math:`\bar s_k` its mean over warm users, V as in PriorRidge, Y: 0/1 of the query's
-    position, m its mean (QueryPop). One B per k; a support of another size takes the nearest k. The state is
-    z placed in the block of its k, so that all k are one product with the stacked B_k.
+    s: 0/1 of the first k rows, :math:`\bar s_k` its mean over warm users, V as in PriorRidge,
+    Y: 0/1 of the query's position, m its mean (QueryPop). One B per k; a support of another size
+    takes the nearest k. The state is z placed in the block of its k, so that all k are one product
+    with the stacked B_k.
     """
 
     settings: EpisodicRidgeSettings
@@ -39,7 +43,8 @@ class EpisodicRidge(MetaRecommender):
         warm = warm_users(train_data._dataset)
         shots = [k for k in open_prepared(train_data._dataset.config["prepared"]).shots if k > 0]
         v = warm.directions[:, : self.settings.embedding_size]  # [I, d]
-        means, maps = zip(*(self._fit(warm, v, k) for k in shots), strict=True) if shots else ((), ())
+        fits = [self._fit(warm, v, k) for k in shots]
+        means, maps = [mean for mean, _ in fits], [b for _, b in fits]
         d = v.shape[1]
         self.keep("item_vector", v.copy())
         self.keep("query_pop", warm.query_pop)
@@ -52,7 +57,8 @@ class EpisodicRidge(MetaRecommender):
         mean = z.mean(axis=0)
         z = z - mean
         target = z.T @ warm.query - np.outer(z.sum(axis=0), warm.query_pop)  # [d, I]
-        return mean, np.linalg.solve(z.T @ z + self.settings.reg_weight * np.eye(v.shape[1]), target)
+        regularised = z.T @ z + self.settings.reg_weight * np.eye(v.shape[1])
+        return mean, np.linalg.solve(regularised, target)
 
     def adapt(self, support: Examples) -> State:
         k = support.mask.sum()

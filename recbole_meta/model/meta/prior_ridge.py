@@ -3,7 +3,8 @@ PriorRidge
 ################################################
 Reference:
     Tipping and Bishop. "Probabilistic Principal Component Analysis." JRSS B 1999.
-    Closed-form adaptation: Bertinetto et al. "Meta-learning with differentiable closed-form solvers." ICLR 2019. arXiv:1805.08136
+    Closed-form adaptation: Bertinetto et al. "Meta-learning with differentiable closed-form
+    solvers." ICLR 2019. arXiv:1805.08136
 """
 
 from dataclasses import dataclass
@@ -26,14 +27,14 @@ class PriorRidgeSettings(MetaSettings):
 
 
 class PriorRidge(MetaRecommender):
-    r"""A user is Gaussian weights over the principal directions of warm users; the support conditions them.
+    r"""A user is Gaussian weights over warm users' principal directions, conditioned on the support.
 
     .. math::
         X - p = U S V', \qquad V_i = (V S)_i / \sqrt{n}, \qquad
         w = V_s' (V_s V_s' + s^2 I)^{-1} (1 - p_s), \qquad score_i = b \, base_i + V_i w
 
-    X: warm users' 0/1 rows, p their mean. The dual solve is of the size of the support; padded rows are
-    zero rows of V and of the residual, so they change nothing.
+    X: warm users' 0/1 rows, p their mean. The dual solve is of the size of the support; padded rows
+    are zero rows of V and of the residual, so they change nothing.
     """
 
     settings: PriorRidgeSettings
