@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from recbole_meta.errors import RecboleMetaError, SettingError, nearest
+from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.settings import YamlLoader, load_yaml, names
 
 DEFAULT_MODELS = (
@@ -120,14 +120,14 @@ def _parser() -> argparse.ArgumentParser:
         "benchmark foundation --processes 2",
         _benchmark,
     )
-    sub.add_argument("name", help="a file of properties/benchmark")
+    sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--verbose", "-v", action="count", default=1, help=argparse.SUPPRESS)
     _add_data(sub)
 
     sub = command("table", "Write a benchmark's table from its runs.", "table foundation", _table)
-    sub.add_argument("name", help="a file of properties/benchmark")
+    sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
 
@@ -297,7 +297,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from recbole_meta.benchmark import run_benchmark
+    from recbole_meta.sweep import run_benchmark
 
     run_benchmark(
         options.name, options.data_path, options.prepared_path, options.runs, options.processes
@@ -307,10 +307,6 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     from recbole_meta.report import benchmark_table
 
-    if options.name not in names("benchmark"):
-        raise SettingError(
-            f"Unknown benchmark '{options.name}'. {nearest(options.name, names('benchmark'))}"
-        )
     for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
         print(path)
 

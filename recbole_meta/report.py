@@ -12,17 +12,25 @@ from typing import Any
 import numpy as np
 
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.entries import GROUPS, Entry, RunFiles, Values, champion, paired
+from recbole_meta.evaluation.entries import (
+    GROUPS,
+    Entry,
+    RunFiles,
+    Values,
+    benchmark_page,
+    champion,
+    paired,
+)
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
-from recbole_meta.settings import load_properties
 
 _CF = ("fold-in", "recbole")
+_RESAMPLES = 2_000  # of users, for an interval: thousands of cells
 _METRICS = ("ndcg@10", "recall@10", "mrr@10", "hit@10")
 
 
 def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     """``table.json`` and ``table.md`` of a benchmark from the runs below ``runs/<name>``."""
-    file = load_properties("benchmark", name)
+    name, file = benchmark_page(name)
     root = runs / name
     rows: list[dict[str, Any]] = []
     sections = []
@@ -44,7 +52,10 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "table.json", folder / "table.md"
-    table.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
+    table.write_text(
+        "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]\n",
+        "utf-8",
+    )
     page.write_text(_markdown(name, sections, _choices(root, file)), "utf-8")
     return table, page
 
@@ -78,9 +89,7 @@ def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
 
 
 def _primary(by_k: dict[int, list[Entry]]) -> str:
-    """The primary query of an entry: that of its own runs (RecBole's may come from another
-    entry).
-    """
+    """The primary query of an entry: that of its own runs (RecBole's may be another entry's)."""
     own = (e for entries in by_k.values() for e in entries if e.group == "floor")
     return str(next(own).runs[0].result["query"])
 
@@ -96,7 +105,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     rows = []
     for entry in sorted(entries, key=lambda e: GROUPS.index(e.group)):
         for query, metric, split, values in _cells(entry, primary):
-            interval = bootstrap_interval(list(values.values()))
+            interval = bootstrap_interval(list(values.values()), resamples=_RESAMPLES)
             base = floor.values(query, metric) if floor and split == "all" else {}
             row = {
                 "dataset": about["dataset"], "protocol": protocol, "order": about["order"],
@@ -110,7 +119,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
             }  # fmt: skip
             if base and entry is not floor:
-                gain = paired_gain(*paired(values, base))
+                gain = paired_gain(*paired(values, base), resamples=_RESAMPLES)
                 row |= {"gain_over_floor": _round(gain.mean), "gain_low": _round(gain.low),
                         "gain_high": _round(gain.high)}  # fmt: skip
             if row["champion"] and (query, metric) == (primary, "ndcg@10"):
@@ -127,12 +136,18 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
 
 
 def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
-    """(slice, metric, split, values): every slice over all splits, the primary NDCG@10 for each
-    split, too.
+    """(slice, metric, split, values): all metrics of the primary query, NDCG@10 of its slices.
+
+    The lengths of histories are slices of the query that has all rows, where it is the primary one.
     """
-    slices = {query: None for run in entry.runs for query in run.result["slices"]}
-    for query in slices:
-        for metric in _METRICS if query in (primary, "after", "later") else ("ndcg@10",):
+    for query in entry.runs[0].result["slices"]:
+        if query == primary:
+            metrics = _METRICS
+        elif query == "later" or primary == "after":
+            metrics = _METRICS[:1]
+        else:
+            continue
+        for metric in metrics:
             if values := entry.values(query, metric):
                 yield query, metric, "all", values
     if len(entry.runs) > 1:
@@ -149,7 +164,7 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _round(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 5)
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def _choices(root: Path, file: dict[str, Any]) -> list[str]:
@@ -165,7 +180,12 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
             tried = len(mine[0].get("trials", [])) or file["recbole"]["searches"][0]["trials"]
-            chosen = [settings for unit in mine for settings in unit["chosen"].values()]
+            chosen = [
+                settings
+                for unit in mine
+                for k, settings in unit["chosen"].items()
+                if k != "0"  # without support most settings change nothing
+            ]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
             lines.append(f"- {row['name']}: {tried} trials; edges chosen: {edges}")
     return lines

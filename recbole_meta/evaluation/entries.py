@@ -6,6 +6,7 @@ The unit is the user: a user's values are averaged over the splits in which he i
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ import numpy.typing as npt
 
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
+from recbole_meta.settings import load_properties, load_yaml
 
 Values = dict[str, float]  # task -> value
 GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
+
+
+def benchmark_page(name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the content of a benchmark file: of ``properties/benchmark``, or a path."""
+    if name.endswith(".yaml"):
+        return Path(name).stem, load_yaml(Path(name))
+    return name, load_properties("benchmark", name)
 
 
 class RunFiles:
@@ -43,7 +52,7 @@ class RunFiles:
         return float(self.result["valid_slices"].get(query, {}).get(metric, np.nan))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A row of a table before it is compared: one model at one k, over its splits."""
 
@@ -52,6 +61,7 @@ class Entry:
     reads: str
     runs: tuple[RunFiles, ...]
 
+    @cache  # noqa: B019 - a table asks for the same values again and again
     def values(self, query: str, metric: str) -> Values:
         """Each user's mean over the splits in which he is judged."""
         found: dict[str, list[float]] = {}

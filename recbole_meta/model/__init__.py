@@ -9,7 +9,7 @@ from recbole_meta.errors import SettingError, nearest
 
 @cache
 def our_models() -> dict[str, type]:
-    """Every learner, rule and floor by name: the classes of ``model/meta`` and ``model/baseline``."""
+    """Learners, rules and floors by name: the classes of ``model/meta`` and ``model/baseline``."""
     from recbole_meta.model.meta_recommender import MetaRecommender
 
     found: dict[str, type] = {}

@@ -27,7 +27,7 @@ class PriorRidgeSettings(MetaSettings):
 
 
 class PriorRidge(MetaRecommender):
-    r"""A user is Gaussian weights over warm users' principal directions, conditioned on the support.
+    r"""Gaussian weights of a user over warm users' principal directions, given the support.
 
     .. math::
         X - p = U S V', \qquad V_i = (V S)_i / \sqrt{n}, \qquad
