@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from recbole_meta.data.prepare import read_protocol
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import GROUPS, benchmark_page
 from recbole_meta.settings import read_settings
-from recbole_meta.stage import check_settings, choose_model
+from recbole_meta.stage import check_feedback, check_settings, choose_model
 
 Settings = dict[str, Any]
 
@@ -115,9 +115,52 @@ def read_benchmark(name: str) -> Benchmark:
         )  # fmt: skip
     except KeyError as error:
         raise SettingError(f"Benchmark '{name}' lacks the entry {error}.") from error
-    for row in (*rows, *theirs):
-        check_settings(choose_model(row.model), row.trials(1)[0])
+    _check(benchmark)
     return benchmark
+
+
+def _check(b: Benchmark) -> None:
+    """Refuse what would stop a unit in the middle of the work: names, settings, shots."""
+    where = f"Benchmark '{b.name}'"
+    entries = [judging.name for judging in b.settings]
+    for names in (entries, [row.name for row in (*b.rows, *b.recbole_rows)]):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise SettingError(f"{where} has '{twice[0]}' twice.")
+    sources = [j.recbole_from for j in b.settings if j.recbole_from is not None]
+    for name in (*sources, *(search.setting for search in b.searches)):
+        if name not in entries:
+            raise SettingError(f"{where} has no entry '{name}'. {nearest(name, entries)}")
+    searched = [(row, search.trials) for row in b.recbole_rows for search in b.searches]
+    for row, number in (*((row, b.trials) for row in b.rows), *searched):
+        for trial in row.trials(number):
+            check_settings(choose_model(row.model), trial)
+    for search in b.searches:
+        _check_shots(where, b.judging(search.setting), (search.shots,))
+    for judging in b.settings:
+        _check_entry(b, judging)
+
+
+def _check_entry(b: Benchmark, judging: Judging) -> None:
+    rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
+    if judging.recbole_from == judging.name and b.recbole_rows:
+        rows += b.recbole_rows
+        b.search_of(judging)
+        _check_shots(f"Benchmark '{b.name}'", judging, b.recbole_shots)
+    for split in judging.splits:
+        protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
+        for row in rows:
+            check_feedback(choose_model(row.model), protocol.feedback)
+
+
+def _check_shots(where: str, judging: Judging, shots: tuple[int, ...]) -> None:
+    known = read_protocol(judging.protocol, **judging.changed).support_sizes
+    for k in shots:
+        if k not in known:
+            raise SettingError(
+                f"{where}: '{judging.name}' is not judged at {k} shots, only at "
+                f"{', '.join(map(str, known))}."
+            )
 
 
 def _row(entry: Mapping[str, Any], name: str) -> Row:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -19,6 +19,16 @@ DEFAULT_MODELS = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; takes ``--s=1`` for a setting, not for ``--seed``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an error of the user's is one line and exit code 2."""
     return _guarded(_parser(), sys.argv[1:] if arguments is None else arguments)
@@ -26,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_main(arguments: Sequence[str] | None = None) -> int:
     """``run_recbole_meta.py``: the command ``run`` alone."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "run_recbole_meta.py",
         description="Judge models on a cold-start protocol (default: ml-100k, user_cold_5). "
         "--key=value changes a setting of the protocol or of the models that read it.",
@@ -47,7 +57,7 @@ def _guarded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         logging.getLogger("recbole_meta").setLevel(level)
         options.function(options)
     except RecboleMetaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept", file=sys.stderr)
@@ -76,7 +86,7 @@ def _none(free: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "recbole-meta",
         description="Cold-start and multi-task recommenders on RecBole, judged honestly.",
         epilog="example: recbole-meta run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
@@ -151,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--prepared_path", default="dataset/prepared", help="its prepared folders are deleted"
     )
-    sub.add_argument("--runs", default="runs", help="this folder is deleted")
+    sub.add_argument("--runs", default="runs", help="runs below it are deleted")
     sub.add_argument(
         "--yes", action="store_true", help="delete; without it, only say what would be deleted"
     )
@@ -257,28 +267,33 @@ def _prepare(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from recbole_meta.quick_start import run, split_settings
-    from recbole_meta.stage import choose_model, knows
+    from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
+    from recbole_meta.stage import check_keys, choose_model, knows
     from recbole_meta.terminal import terminal_table
+    from recbole_meta.tracking import check_writable
 
     given: dict[str, Any] = {}
     for file in options.config_files.split():
         given |= load_yaml(Path(file))
     given |= _changed(options)
-    models = list(dict.fromkeys(name for name in options.model.split(",") if name))
+    models = list(dict.fromkeys(name.strip() for name in options.model.split(",") if name.strip()))
     if not models:
         raise SettingError("--model names no model.")
     choices = {name: choose_model(name) for name in models}
     ours, theirs = split_settings(options.protocol, given)
-    for key in theirs:
-        if len(models) > 1 and not any(knows(choice, key) for choice in choices.values()):
-            raise SettingError(f"None of {', '.join(models)} has a setting '{key}'.")
+    check_keys(list(choices.values()), theirs, protocol_settings(options.protocol))
     read = {
-        name: {k: v for k, v in theirs.items() if len(models) == 1 or knows(choice, k)}
+        name: {key: value for key, value in theirs.items() if knows(choice, key)}
         for name, choice in choices.items()
     }
+    for name in models:  # all of it before the first long work
+        check_run(name, options.protocol, ours | read[name], options.device, options.threads)
+    check_writable(Path(options.results))
+    if options.json:
+        check_writable(Path(options.json).parent, make=False)
     results = {}
-    with tqdm(total=len(models), disable=options.quiet, file=sys.stderr, unit="model") as bar:
+    hidden = True if options.quiet else None  # None: and where no terminal shows it
+    with tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar:
         for name in models:
             bar.set_description(f"{name:16}")
             results[name] = run(
@@ -290,7 +305,8 @@ def _run(options: argparse.Namespace) -> None:
             )  # fmt: skip
             bar.set_postfix_str("")
             bar.update()
-    print(terminal_table([Path(entry["folder"]) for r in results.values() for entry in r["runs"]]))
+    folders = [Path(entry["folder"]) for r in results.values() for entry in r["runs"]]
+    print(terminal_table(folders, theirs))
     print(f"Runs: {options.results}")
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -319,17 +335,42 @@ def _recompute(options: argparse.Namespace) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
+    """What is known as ours by its content, then the folders that this leaves empty."""
+    root = Path(options.runs)
     prepared = [path.parent for path in Path(options.prepared_path).glob("*/protocol.json")]
-    runs = [Path(options.runs)] if any(Path(options.runs).rglob("result.json")) else []
-    for folder in [*sorted(prepared), *runs]:
-        if options.yes:
-            shutil.rmtree(folder)
-        print(f"{'deleted' if options.yes else 'would delete'} {folder}")
-    if options.yes:
-        for lock in Path(options.prepared_path).glob(".*.lock"):
-            lock.unlink()
-    if not prepared and not runs:
+    prepared = [path for path in prepared if (path / f"{path.name}.test.inter").is_file()]
+    runs = [path.parent for path in root.rglob("result.json")]
+    runs = [path for path in runs if (path / "tasks.npz").is_file()]
+    units = [path for path in root.rglob("*.json") if path.parent not in runs and _is_unit(path)]
+    for path in [*sorted(prepared), *sorted(runs), *sorted(units)]:
+        print(f"{'deleted' if options.yes else 'would delete'} {path}")
+        if options.yes and path.is_dir():
+            shutil.rmtree(path)
+        elif options.yes:
+            path.unlink()
+    if not [*prepared, *runs, *units]:
         print("nothing to delete")
+    if not options.yes:
+        return
+    locks = list(Path(options.prepared_path).glob(".*.lock"))
+    for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
+        locks += [beside] if not beside.with_suffix("").exists() else []
+    for lock in locks:
+        lock.unlink()
+    for folder in sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]:
+        if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _is_unit(path: Path) -> bool:
+    """Whether this is what a benchmark writes when a unit of its work is done."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return False
+    return (
+        isinstance(content, dict) and "seconds" in content and bool({"runs", "valid"} & {*content})
+    )
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _judge_learner(
             start = time.perf_counter()
             trainer = fit_learner(choice, stage, stage.config)
             fitted[id(stage)] = trainer, time.perf_counter() - start
-    used = used_settings(choice, stages["test"].config)
+    used = used_settings(choice, stages["test"].config, settings)
     for k in prepared.shots:
         progress(f"k = {k}")
         judged, seconds = {}, {"fit": fitted[id(stages["test"])][1]}
@@ -182,7 +182,8 @@ def judge_recbole(
             judge = Judge(prepared, "test", k, stage.dataset, choice.name)
             judged = judge_model(trainer, judge, stage.data["test"])
         seconds["evaluate"] = time.perf_counter() - start
-    return Outcome(k, valid, judged, seconds, used_settings(choice, stage.config), epochs)
+    used = used_settings(choice, stage.config, settings)
+    return Outcome(k, valid, judged, seconds, used, epochs)
 
 
 def _recbole_trainer(choice: ModelChoice, stage: Stage) -> Any:
@@ -241,6 +242,8 @@ def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> An
     return trainer
 
 
-def used_settings(choice: ModelChoice, config: Any) -> dict[str, Any]:
-    """The model's settings as the Config holds them."""
-    return {key: config[key] for key in model_page(choice)}
+def used_settings(
+    choice: ModelChoice, config: Any, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The model's settings, and what else was given, as the Config holds them."""
+    return {key: config[key] for key in model_page(choice) | dict(given or {})}

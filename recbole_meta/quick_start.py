@@ -6,10 +6,17 @@ from typing import Any
 
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
+from recbole_meta.data.protocol import UserCold
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.settings import load_properties, load_yaml
-from recbole_meta.stage import check_settings, choose_model
-from recbole_meta.tracking import write_run
+from recbole_meta.stage import (
+    ModelChoice,
+    check_device,
+    check_feedback,
+    check_settings,
+    choose_model,
+)
+from recbole_meta.tracking import check_writable, write_run
 
 
 def run(
@@ -38,10 +45,9 @@ def run(
     given: dict[str, Any] = {}
     for file in config_files:
         given |= load_yaml(Path(file))
-    ours, theirs = split_settings(protocol, given | dict(settings or {}))
-    choice = choose_model(model)
-    check_settings(choice, theirs)
-    made = read_protocol(protocol, **ours)
+    given |= dict(settings or {})
+    choice, made, theirs = check_run(model, protocol, given, device, threads)
+    check_writable(Path(results))
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []
     with thread_limit(threads):
@@ -63,11 +69,34 @@ def run(
     }
 
 
+def check_run(
+    model: str,
+    protocol: str,
+    given: Mapping[str, Any],
+    device: str = "cpu",
+    threads: int | None = None,
+) -> tuple[ModelChoice, UserCold, dict[str, Any]]:
+    """The model, the protocol and the model's settings, checked before any data is read."""
+    ours, theirs = split_settings(protocol, given)
+    choice = choose_model(model)
+    check_settings(choice, theirs, protocol_settings(protocol))
+    made = read_protocol(protocol, **ours)
+    check_feedback(choice, made.feedback)
+    check_device(device)
+    with thread_limit(threads):
+        return choice, made, theirs
+
+
+def protocol_settings(protocol: str) -> set[str]:
+    """The names of a protocol's settings that a user may change."""
+    return load_properties("protocol", protocol).keys() - {"kind", "seed"}
+
+
 def split_settings(
     protocol: str, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the protocol, and the others; a ``seed`` is the model's."""
-    known = load_properties("protocol", protocol).keys() - {"kind", "seed"}
+    known = protocol_settings(protocol)
     return (
         {key: value for key, value in given.items() if key in known},
         {key: value for key, value in given.items() if key not in known},

@@ -5,7 +5,9 @@ users (Wilcoxon), and the p-values are adjusted by Holm over all (protocol, orde
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from recbole_meta.evaluation.entries import (
     champion,
     paired,
 )
+from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 
 _CF = ("fold-in", "recbole")
 _RESAMPLES = 2_000  # of users, for an interval: thousands of cells
-_METRICS = ("ndcg@10", "recall@10", "mrr@10", "hit@10")
+_LEAD = {"ndcg@10": "NDCG@10", "mae": "MAE", "auc": "AUC"}  # rankings, ratings, labels
 
 
 def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
@@ -46,7 +49,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
             for k, e in sorted(by_k.items())
             for row in _compare(e, k, judging["protocol"], query)
         ]
-        sections.append((judging["name"], query, section))
+        sections.append(Section(judging["name"], query, section, _absent(judging, file, by_k)))
         rows += section
     _adjust(rows)
     folder = results / name
@@ -90,8 +93,25 @@ def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
 
 def _primary(by_k: dict[int, list[Entry]]) -> str:
     """The primary query of an entry: that of its own runs (RecBole's may be another entry's)."""
-    own = (e for entries in by_k.values() for e in entries if e.group == "floor")
-    return str(next(own).runs[0].result["query"])
+    entries = [entry for entries in by_k.values() for entry in entries]
+    own = next((entry for entry in entries if entry.group != "recbole"), entries[0])
+    return str(own.runs[0].result["query"])
+
+
+def _absent(
+    judging: dict[str, Any], file: dict[str, Any], by_k: dict[int, list[Entry]]
+) -> list[str]:
+    """The rows that the entry should have and that no k has for all splits."""
+    wanted = [] if "groups" in judging else [row["name"] for row in file["rows"]]
+    if judging.get("recbole_from", judging["name"]):
+        wanted += [row["name"] for row in file["recbole"]["rows"]]
+    found = {entry.name for entries in by_k.values() for entry in entries}
+    return [name for name in wanted if name not in found]
+
+
+def _lead(result: dict[str, Any]) -> str:
+    """The metric that champions are named by."""
+    return next(metric for metric in _LEAD if metric in result["metrics"])
 
 
 def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> list[dict[str, Any]]:
@@ -99,9 +119,10 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     primary one.
     """
     about = entries[0].runs[0].result
-    floor = champion(entries, ["floor"], primary, "ndcg@10")
-    cf = champion(entries, _CF, primary, "ndcg@10")
-    champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, "ndcg@10"))}
+    lead = _lead(about)
+    floor = champion(entries, ["floor"], primary, lead)
+    cf = champion(entries, _CF, primary, lead)
+    champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, lead))}
     rows = []
     for entry in sorted(entries, key=lambda e: GROUPS.index(e.group)):
         for query, metric, split, values in _cells(entry, primary):
@@ -122,7 +143,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 gain = paired_gain(*paired(values, base), resamples=_RESAMPLES)
                 row |= {"gain_over_floor": _round(gain.mean), "gain_low": _round(gain.low),
                         "gain_high": _round(gain.high)}  # fmt: skip
-            if row["champion"] and (query, metric) == (primary, "ndcg@10"):
+            if row["champion"] and (query, metric) == (primary, lead):
                 if floor and entry is not floor:
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
                 if cf and entry is not cf and entry.group in ("ours", "published"):
@@ -136,15 +157,16 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
 
 
 def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
-    """(slice, metric, split, values): all metrics of the primary query, NDCG@10 of its slices.
+    """(slice, metric, split, values): all metrics of the primary query, the lead of its slices.
 
     The lengths of histories are slices of the query that has all rows, where it is the primary one.
     """
-    for query in entry.runs[0].result["slices"]:
+    lead = _lead(entry.runs[0].result)
+    for query in dict.fromkeys(query for run in entry.runs for query in run.result["slices"]):
         if query == primary:
-            metrics = _METRICS
+            metrics = list(entry.runs[0].result["metrics"])
         elif query == "later" or primary == "after":
-            metrics = _METRICS[:1]
+            metrics = [lead]
         else:
             continue
         for metric in metrics:
@@ -152,7 +174,7 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
                 yield query, metric, "all", values
     if len(entry.runs) > 1:
         for run in entry.runs:
-            yield primary, "ndcg@10", str(run.result["split"]), run.values(primary, "ndcg@10")
+            yield primary, lead, str(run.result["split"]), run.values(primary, lead)
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
@@ -179,7 +201,10 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     for row in (*file["rows"], *file["recbole"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
-            tried = len(mine[0].get("trials", [])) or file["recbole"]["searches"][0]["trials"]
+            points = math.prod(len(options) for options in row["grid"].values())
+            tried = len(mine[0].get("trials", [])) or min(
+                points, file["recbole"]["searches"][0]["trials"]
+            )
             chosen = [
                 settings
                 for unit in mine
@@ -202,34 +227,51 @@ def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[s
                 yield f"{name} = {edge} in {hits} of {len(chosen)}"
 
 
-def _markdown(
-    name: str, sections: Sequence[tuple[str, str, list[dict[str, Any]]]], choices: list[str]
-) -> str:
-    """One table per entry: rows are models, columns k, NDCG@10 of the primary query."""
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of an entry."""
+
+    title: str
+    primary: str
+    rows: list[dict[str, Any]]
+    absent: list[str]
+
+    @property
+    def lead(self) -> str:
+        """The metric that champions are named by."""
+        return _lead({"metrics": {row["metric"] for row in self.rows}})
+
+
+def _markdown(name: str, sections: Sequence[Section], choices: list[str]) -> str:
+    """One table per entry: rows are models, columns k, the lead metric of the primary query."""
+    leads = dict.fromkeys(_LEAD[section.lead] for section in sections)
     lines = [
         f"# {name}",
         "",
         f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures are",
-        "in `table.json`. NDCG@10, mean over users, and the gain over the best floor with its 95 %",
+        f"in `table.json`. {', '.join(leads)}, mean over users, and the gain over the best floor "
+        "with its 95 %",
         "interval (paired bootstrap). **Bold**: the champion of its group, named on valid.",
         "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
         "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
     ]
-    for title, primary, rows in sections:
-        about = rows[0]
-        where = f"{about['dataset']}, {about['protocol']}, order {about['order']}, {primary}"
-        lines += ["", f"## {title}: {where}", ""]
-        lines += _pivot([r for r in rows if r["slice"] == primary])
-        late = [r for r in rows if r["slice"] == "later"]
+    for section in sections:
+        about = section.rows[0]
+        where = f"{about['dataset']}, {about['protocol']}, order {about['order']}"
+        lines += ["", f"## {section.title}: {where}, {section.primary}", ""]
+        lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
+        late = [r for r in section.rows if r["slice"] == "later"]
         if late:
             n = max(r["n_tasks"] for r in late)
-            lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late)]
+            lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late, section.lead)]
+        if section.absent:
+            lines += ["", f"Not finished, so not shown: {', '.join(section.absent)}."]
     lines += ["", "## Settings, chosen on valid per k", "", *choices, ""]
     return "\n".join(lines)
 
 
-def _pivot(rows: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [r for r in rows if r["metric"] == "ndcg@10" and r["split"] == "all"]
+def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
+    rows = [r for r in rows if r["metric"] == lead and r["split"] == "all"]
     shots = sorted({r["k"] for r in rows})
     n = max(r["n_tasks"] for r in rows)
     lines = [
@@ -248,6 +290,7 @@ def _pivot(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
+    sign = -1 if row["metric"] in SMALLER_IS_BETTER else 1
     text = f"{row['mean']:.3f}"
     if row["champion"]:
         text = f"**{text}**"
@@ -260,5 +303,5 @@ def _cell(row: dict[str, Any] | None) -> str:
         ("p_cf", "gain_over_cf", "CF"),
     ):
         if row[p] is not None and row[p] < 0.01:
-            text += f" {'>' if row[gain] > 0 else '<'}{against}"
+            text += f" {'>' if sign * row[gain] > 0 else '<'}{against}"
     return text

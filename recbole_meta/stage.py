@@ -3,16 +3,25 @@ dataset and loaders.
 """
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recbole_meta import compat
 from recbole_meta.compat import contained, recbole_config, recbole_model, recbole_model_names
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.model import our_models
-from recbole_meta.settings import load_properties, load_yaml, names, properties_folder
+from recbole_meta.settings import (
+    load_properties,
+    load_yaml,
+    names,
+    properties_folder,
+    read_settings,
+)
 
 _RECBOLE = "recbole."  # prefix of RecBole's model where we have one of the same name
 _USERS_PER_BATCH = 256  # of full ranking
@@ -72,26 +81,49 @@ def choose_model(name: str) -> ModelChoice:
     return ModelChoice(name, recbole_model(plain), False)
 
 
+# What a prepared folder, the command or the judge decides.
 _OWNED = (
     "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path",
-    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "seed",
-    "save_dataset", "save_dataloaders",
+    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "seed", "state",
+    "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
+    "config_file", "show_progress", "log_wandb", "valid_metric", "valid_metric_bigger",
+    "repeatable",
 )  # fmt: skip
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")  # trainer.py:181-207
+_FROM_ONE = ("eval_step", "train_batch_size", "eval_batch_size")
+_REAL = ("reg_weight", "q", "w_max")  # integers on some of RecBole's pages
 
 
-def _known(choice: ModelChoice) -> set[str]:
-    """The settings that a model reads."""
+def common_settings() -> set[str]:
+    """RecBole's settings of every model: what batches are made of, and how it trains."""
     from recbole.utils.argument_list import (
         evaluation_arguments,
         general_arguments,
         training_arguments,
     )
 
-    known = {*general_arguments, *evaluation_arguments} - set(_OWNED)
-    page = set(model_page(choice))
-    if choice.ours and model_page(choice)["epochs"] == 0:  # a closed form: nothing is trained
-        return known | (page - {"epochs"})
-    return known | page | set(training_arguments)
+    return {*general_arguments, *evaluation_arguments, *training_arguments} - set(_OWNED)
+
+
+def _training_settings() -> set[str]:
+    from recbole.utils.argument_list import training_arguments
+
+    return set(training_arguments)
+
+
+def is_closed_form(choice: ModelChoice) -> bool:
+    """Whether nothing is trained by epochs."""
+    if choice.ours:
+        return bool(model_page(choice)["epochs"] == 0)
+    return bool(choice.cls.type.name == "TRADITIONAL")
+
+
+def _known(choice: ModelChoice) -> set[str]:
+    """The settings that a model reads."""
+    page, common = set(model_page(choice)), common_settings()
+    if is_closed_form(choice):
+        return (page | common) - _training_settings()
+    return page | common
 
 
 def knows(choice: ModelChoice, key: str) -> bool:
@@ -99,11 +131,14 @@ def knows(choice: ModelChoice, key: str) -> bool:
     return key in _known(choice)
 
 
-def check_settings(choice: ModelChoice, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing reads, that RecBole would ignore, or that the prepared
-    folder owns.
+def check_keys(
+    choices: Sequence[ModelChoice], keys: Iterable[str], others: Iterable[str] = ()
+) -> None:
+    """Refuse a setting that no model reads, that RecBole would ignore, or that is not the user's.
+
+    ``others``: names that may be meant, too.
     """
-    for key in settings:
+    for key in map(str, keys):
         if key in IGNORED or key.endswith("_inter_num_interval"):
             raise SettingError(
                 f"'{key}' is ignored by RecBole on a prepared folder. "
@@ -111,17 +146,68 @@ def check_settings(choice: ModelChoice, settings: Mapping[str, Any]) -> None:
             )
         if key in _OWNED:
             raise SettingError(f"'{key}' is set by the prepared folder or the command, not here.")
-        if not knows(choice, key):
-            raise SettingError(
-                f"{choice.name} has no setting '{key}'. {nearest(key, _known(choice))}"
-            )
+        if any(knows(choice, key) for choice in choices):
+            continue
+        who = f"{choices[0].name} has no" if len(choices) == 1 else "None of the models has a"
+        if key in _training_settings() and all(is_closed_form(choice) for choice in choices):
+            closed = "it is a closed form" if len(choices) == 1 else "they are closed forms"
+            raise SettingError(f"{who} setting '{key}': {closed}, nothing is trained.")
+        known = set(others).union(*(_known(choice) for choice in choices))
+        raise SettingError(f"{who} setting '{key}'. {nearest(key, known)}")
 
 
-def load_recbole_page(name: str) -> dict[str, Any]:
-    """RecBole's own ``properties/model/<name>.yaml``."""
+def check_settings(
+    choice: ModelChoice, settings: Mapping[str, Any], others: Iterable[str] = ()
+) -> None:
+    """Refuse settings as `check_keys` does, and values of another type than the default's."""
+    check_keys([choice], settings, others)
+    page, wanted = model_page(choice), set()
+    if choice.ours:
+        kind = typing.get_type_hints(choice.cls)["settings"]
+        wanted = {field.name for field in fields(kind)}
+        values = {key: value for key, value in (page | dict(settings)).items() if key in wanted}
+        read_settings(kind, values, choice.name)
+    defaults = load_recbole_page("overall", "") | page
+    for key, value in settings.items():
+        where = f"{choice.name}: '{key}'"
+        if key in defaults and key not in wanted:
+            _check_type(value, defaults[key], where, real=key in _REAL)
+        if key == "learner" and value not in _LEARNERS:
+            raise SettingError(f"{where} is {value!r}. {nearest(value, _LEARNERS)}")
+        if (key in _FROM_ONE or (key == "epochs" and not choice.ours)) and value < 1:
+            raise SettingError(f"{where} must be at least 1, found {value}.")
+
+
+def _check_type(value: Any, default: Any, where: str, real: bool = False) -> None:
+    """RecBole's settings have no types but those of their defaults; None may become anything."""
+    if default is None or isinstance(default, dict):
+        return
+    wanted = float if real else type(default)
+    kinds = (int, float) if wanted is float else (wanted,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted is not bool):
+        raise SettingError(f"{where} must be of type {wanted.__name__}, found {value!r}.")
+
+
+def check_feedback(choice: ModelChoice, feedback: str) -> None:
+    """Refuse a model that cannot be judged on this kind of feedback."""
+    if feedback not in choice.feedback():
+        raise SettingError(
+            f"{choice.name} cannot be judged on feedback '{feedback}', only on "
+            f"{', '.join(choice.feedback())}."
+        )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here."""
+    compat._checked_device(device)
+
+
+@cache
+def load_recbole_page(name: str, kind: str = "model") -> dict[str, Any]:
+    """RecBole's own ``properties/<kind>/<name>.yaml``."""
     import recbole
 
-    path = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
+    path = Path(recbole.__file__).parent / "properties" / kind / f"{name}.yaml"
     return load_yaml(path) if path.is_file() else {}
 
 
@@ -136,6 +222,43 @@ class Stage:
     data: dict[str, Any]  # phase -> loader of its tasks
 
 
+def _judged_from(prepared: Prepared, phase: str) -> list[str]:
+    """The two phases that RecBole loads beside a training file."""
+    about = prepared.description["train"]
+    shared = all(name == about[phase] for name in about.values())
+    return ["valid", "test"] if shared else [phase, phase]
+
+
+def stage_config(
+    choice: ModelChoice,
+    prepared: Prepared,
+    phase: str,
+    k: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+) -> Any:
+    """RecBole's Config of a model on the training file of (phase, k)."""
+    check_feedback(choice, prepared.feedback)
+    n_items = prepared.description["counts"]["items"] + 1
+    values = {
+        "eval_batch_size": n_items * _USERS_PER_BATCH
+        if prepared.feedback == "implicit"
+        else 65_536,
+        "seed": seed,
+        "reproducibility": True,
+        "show_progress": False,
+        **settings,
+        "data_path": str(prepared.path.parent),
+        "benchmark_filename": [prepared.train_name(phase, k), *_judged_from(prepared, phase)],
+        "checkpoint_dir": tempfile.gettempdir(),
+        "prepared": str(prepared.path),
+        "phase": phase,
+    }
+    files = [path for path in (choice.defaults(), prepared.path / "recbole.yaml") if path]
+    return recbole_config(choice.cls, prepared.name, files, values, device)
+
+
 def load_stage(
     choice: ModelChoice,
     prepared: Prepared,
@@ -148,40 +271,15 @@ def load_stage(
     """Read the training file of (phase, k) and the phases that are judged from it, as RecBole
     does.
     """
-    if prepared.feedback not in choice.feedback():
-        raise SettingError(
-            f"{choice.name} cannot be judged on feedback '{prepared.feedback}', only on "
-            f"{', '.join(choice.feedback())}."
-        )
-    train = prepared.train_name(phase, k)
-    about = prepared.description["train"]
-    shared = all(name == about[phase] for name in about.values())
-    judged = ["valid", "test"] if shared else [phase, phase]
-    n_items = prepared.description["counts"]["items"] + 1
-    values = {
-        "eval_batch_size": n_items * _USERS_PER_BATCH
-        if prepared.feedback == "implicit"
-        else 65_536,
-        "seed": seed,
-        "reproducibility": True,
-        "show_progress": False,
-        **settings,
-        "data_path": str(prepared.path.parent),
-        "benchmark_filename": [train, *judged],
-        "checkpoint_dir": tempfile.gettempdir(),
-        "prepared": str(prepared.path),
-        "phase": phase,
-    }
-    files = [path for path in (choice.defaults(), prepared.path / "recbole.yaml") if path]
+    config = stage_config(choice, prepared, phase, k, seed, settings, device)
     with contained():
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import init_seed
 
-        config = recbole_config(choice.cls, prepared.name, files, values, device)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
-    named = dict(zip(judged, loaders[1:], strict=True))
+    named = dict(zip(_judged_from(prepared, phase), loaders[1:], strict=True))
     return Stage(prepared, config, loaders[0]._dataset, loaders[0], named)
 
 

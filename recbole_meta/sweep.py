@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_meta.benchmark import Benchmark, Judging, Row, Search, Settings, read_benchmark
-from recbole_meta.data.prepare import prepare, read_protocol, sha256
+from recbole_meta.data.prepare import find_dataset, prepare, read_protocol, sha256
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.fitting import (
@@ -34,48 +35,76 @@ from recbole_meta.fitting import (
     used_settings,
     valid_metric,
 )
-from recbole_meta.stage import ModelChoice, Stage, choose_model, load_stage, model_page
-from recbole_meta.tracking import write_atomically, write_run
+from recbole_meta.stage import (
+    ModelChoice,
+    Stage,
+    choose_model,
+    load_stage,
+    model_page,
+    stage_config,
+)
+from recbole_meta.tracking import check_writable, write_atomically, write_run
 
 _log = logging.getLogger(__name__)
+_FAILED = ".failed"  # ending of the file beside a unit's that says why it failed
+_WAIT = 2.0  # seconds, where other processes have all that is missing
+_OF_BATCHES = ("train_batch_size", "eval_batch_size", "train_neg_sample_args")  # of the loaders
 
 
 class Sweep:
     """The units of a benchmark; ``run`` does those that are missing."""
 
     def __init__(
-        self, benchmark: Benchmark, data_path: str, prepared_path: str, runs: Path
+        self,
+        benchmark: Benchmark,
+        data_path: str,
+        prepared_path: str,
+        runs: Path,
+        since: float = 0.0,
     ) -> None:
         self.benchmark = benchmark
         self.data_path, self.prepared_path = data_path, prepared_path
         self.folder = runs / benchmark.name
-        self._stages: dict[tuple[str, str], Stage] = {}
+        self._stages: dict[tuple[str, ...], Stage] = {}
+        self.since = since
         self._done: set[Path] = set()
-        self._failed: list[Path] = []
 
     def run(self) -> None:
         """Pass over the units until none is missing; waits where another process has the rest.
 
-        A unit that raises stops nothing else; it is named at the end, and tried at the next start.
+        A unit that raises stops nothing but those that need it; it is tried again at the next
+        start.
         """
         start = time.perf_counter()
-        while missing := [unit for unit in self.units() if not self._is_done(unit)]:
-            todo = [unit for unit in missing if unit.file not in self._failed]
-            if not todo:
-                break
+        while todo := self._open():
             finished = sum(self._try(unit) for unit in todo)
-            _log.info(
-                "%d units are missing, %.0f s spent",
-                len(missing) - finished,
-                time.perf_counter() - start,
-            )
+            spent = time.perf_counter() - start
+            _log.info("%d units are missing, %.0f s spent", len(todo) - finished, spent)
             if not finished:
-                time.sleep(2)
-        if self._failed:
-            names = ", ".join(str(file.relative_to(self.folder)) for file in self._failed)
+                time.sleep(_WAIT)
+
+    def _open(self) -> list["Unit"]:
+        """The missing units that did not fail since the start and need none that did."""
+        missing = [unit for unit in self.units() if not self._is_done(unit)]
+        failed = {unit.file for unit in missing if self._has_failed(unit)}
+        return [u for u in missing if u.file not in failed and failed.isdisjoint(u.needs)]
+
+    def check(self) -> None:
+        """An error that names the units that failed, where not all units are done."""
+        missing = [unit for unit in self.units() if not self._is_done(unit)]
+        failed = [unit for unit in missing if self._has_failed(unit)]
+        if missing:
+            said = [f"{u.file.relative_to(self.folder)} ({_last_line(u.failure)})" for u in failed]
             raise RecboleMetaError(
-                f"{len(self._failed)} units failed: {names}. Their logs say why."
+                f"Benchmark '{self.benchmark.name}' is not finished: {len(failed)} units failed"
+                f"{': ' if said else ''}{', '.join(said)}; {len(missing) - len(failed)} others are "
+                f"missing. What stopped them stands beside, in files that end in {_FAILED}; they "
+                "are tried again at the next start."
             )
+
+    def _has_failed(self, unit: "Unit") -> bool:
+        """Whether the unit failed since the start, in whatever process."""
+        return unit.failure.is_file() and unit.failure.stat().st_mtime >= self.since
 
     def _is_done(self, unit: "Unit") -> bool:
         """Whether the unit's file is there and was made by the settings of today."""
@@ -86,25 +115,32 @@ class Sweep:
         return unit.file in self._done
 
     def _try(self, unit: "Unit") -> bool:
-        """Whether the unit was done by this process; False: it waits, fails, or is another's."""
+        """Whether this process did the unit or saw it fail; False: it waits, or is another's."""
         unit.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(f"{unit.file}.lock", timeout=0):
-                if self._is_done(unit):
+                if self._is_done(unit) or self._has_failed(unit):
                     return False
-                start = time.perf_counter()
-                content = unit.work()
+                return self._do(unit)
         except Timeout:
             return False
+
+    def _do(self, unit: "Unit") -> bool:
+        """The work of a locked unit, written before the lock is let go."""
+        name = unit.file.relative_to(self.folder)
+        start = time.perf_counter()
+        try:
+            content = unit.work()
         except Exception:
-            _log.exception("%s failed", unit.file.relative_to(self.folder))
-            self._failed.append(unit.file)
-            return False
+            _log.exception("%s failed", name)
+            write_atomically(unit.failure, traceback.format_exc().encode())
+            return True
         if content is None:
             return False
         content["seconds"] = round(time.perf_counter() - start, 2)
         write_atomically(unit.file, (json.dumps(content, indent=1) + "\n").encode())
-        _log.info("%s: %.1f s", unit.file.relative_to(self.folder), content["seconds"])
+        unit.failure.unlink(missing_ok=True)
+        _log.info("%s: %.1f s", name, content["seconds"])
         return True
 
     def units(self) -> Iterator["Unit"]:
@@ -127,11 +163,13 @@ class Sweep:
                 )
         theirs = [j for j in b.settings if j.recbole_from == j.name]
         for row, judging in itertools.product(b.recbole_rows, theirs):
+            trials = tuple(file for file, _ in self._trials(row, b.search_of(judging)))
             for split, k in itertools.product(judging.splits, b.recbole_shots):
                 yield Unit(
                     self.folder / judging.name / str(split) / f"{slug(row.name)}-k{k}.json",
                     partial(self._judge_recbole, judging, split, row, k),
                     partial(self._chosen, row, judging, k),
+                    trials,
                 )
 
     def prepared(self, judging: Judging, split: int) -> Prepared:
@@ -194,13 +232,13 @@ class Sweep:
         choice = choose_model(row.model)
         metric = valid_metric(prepared)
         sign = 1 if metric.bigger else -1
-        stage = self._stage(choice, prepared, "valid")
         best: dict[int, tuple[float, Settings, Any, float]] = {}
         scores: list[dict[str, float]] = []
         trials = row.trials(self.benchmark.trials)
         for trial in trials:
+            stage = self._stage(choice, prepared, "valid", trial)
             start = time.perf_counter()
-            trainer = fit_learner(choice, stage, _configured(choice, stage, trial))
+            trainer = fit_learner(choice, stage, self._config(choice, prepared, "valid", trial))
             fit = time.perf_counter() - start
             scores.append({})
             for k in prepared.shots:
@@ -209,27 +247,41 @@ class Sweep:
                 scores[-1][str(k)] = score
                 if k not in best or sign * score > sign * best[k][0]:
                     best[k] = (score, trial, judged, fit)
-        last = stage if "test" in stage.data else self._stage(choice, prepared, "test")
         runs = {}
         for k, (_, trial, valid, fit) in best.items():
-            trainer = fit_learner(choice, last, _configured(choice, last, trial))
+            last = self._stage(choice, prepared, "test", trial)
+            trainer = fit_learner(choice, last, self._config(choice, prepared, "test", trial))
             start = time.perf_counter()
             test = judge_learner(trainer, choice, last, "test", k)
             seconds = {"fit": fit, "evaluate": time.perf_counter() - start}
-            outcome = Outcome(k, valid, test, seconds, used_settings(choice, trainer.config))
+            used = used_settings(choice, trainer.config, trial)
+            outcome = Outcome(k, valid, test, seconds, used)
             runs[str(k)] = self._write(row, choice, judging, split, prepared, outcome)
         chosen = {str(k): entry[1] for k, entry in best.items()}
         return {"row": row.name, "runs": runs, "chosen": chosen, "trials": trials, "scores": scores}
 
-    def _stage(self, choice: ModelChoice, prepared: Prepared, phase: str) -> Stage:
-        """Loaded once per training file: all rows of ours read the same."""
-        key = (prepared.name, prepared.train_name(phase, prepared.shots[0]))
+    def _stage(
+        self, choice: ModelChoice, prepared: Prepared, phase: str, settings: Settings
+    ) -> Stage:
+        """Loaded once per training file and settings of batches: most rows of ours share it."""
+        values = model_page(choice) | settings
+        batches = {name: values[name] for name in _OF_BATCHES if name in values}
+        train = prepared.train_name(phase, prepared.shots[0])
+        key = (prepared.name, train, str(choice.cls.input_type), json.dumps(batches))
         if key not in self._stages:
-            self._stages.clear()
+            while len(self._stages) > 1:  # valid's and test's of one protocol are kept
+                self._stages.pop(next(iter(self._stages)))
             self._stages[key] = load_stage(
-                choice, prepared, phase, prepared.shots[0], self.benchmark.seed, {}
+                choice, prepared, phase, prepared.shots[0], self.benchmark.seed, batches
             )
         return self._stages[key]
+
+    def _config(
+        self, choice: ModelChoice, prepared: Prepared, phase: str, settings: Settings
+    ) -> Any:
+        """A trial's own Config: what a row sets on a shared one, the next row would find there."""
+        k, seed = prepared.shots[0], self.benchmark.seed
+        return stage_config(choice, prepared, phase, k, seed, settings)
 
     def _write(
         self,
@@ -258,18 +310,21 @@ class Unit:
     file: Path
     work: Callable[[], dict[str, Any] | None]
     made_by: Callable[[], dict[str, Any]]  # entries that the file has if today's settings made it
+    needs: tuple[Path, ...] = ()  # files of units that come first
 
-
-def _configured(choice: ModelChoice, stage: Stage, settings: Settings) -> Any:
-    """The stage's Config with this model's settings."""
-    for key, value in (model_page(choice) | settings).items():
-        stage.config[key] = value
-    return stage.config
+    @property
+    def failure(self) -> Path:
+        """Where it is written why the unit failed."""
+        return self.file.with_name(self.file.name + _FAILED)
 
 
 def slug(name: str) -> str:
     """A row's name as that of a file."""
     return name.replace(" + b ", "+").replace(" on ", "~").replace(" ", "")
+
+
+def _last_line(file: Path) -> str:
+    return file.read_text("utf-8").strip().splitlines()[-1]
 
 
 def _hash(settings: Settings) -> str:
@@ -284,30 +339,37 @@ def run_benchmark(
     processes: int = 1,
 ) -> Benchmark:
     """Run what is missing of a benchmark, in this many processes of one thread each."""
-    benchmark = read_benchmark(name)
-    arguments = (name, data_path, prepared_path, str(runs))
     if processes < 1:
         raise SettingError(f"'processes' must be at least 1, found {processes}.")
+    benchmark = read_benchmark(name)
+    find_dataset(benchmark.dataset, data_path)
+    check_writable(Path(runs))
+    since = time.time()
+    arguments = (name, data_path, prepared_path, str(runs), since)
     if processes == 1:
         _work(*arguments)
-        return benchmark
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=arguments) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise RecboleMetaError(f"Benchmark '{name}' is not finished: units failed, see the log.")
+    else:
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=_work, args=arguments) for _ in range(processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    Sweep(benchmark, data_path, prepared_path, Path(runs), since).check()
     return benchmark
 
 
-def _work(name: str, data_path: str, prepared_path: str, runs: str) -> None:
+def _work(name: str, data_path: str, prepared_path: str, runs: str, since: float) -> None:
     """What a process does; it ends with its parent, since every file is written whole."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     _log.setLevel(logging.INFO)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with thread_limit(1):
-        Sweep(read_benchmark(name), data_path, prepared_path, Path(runs)).run()
+        Sweep(read_benchmark(name), data_path, prepared_path, Path(runs), since).run()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,7 +1,8 @@
 """The table of a few runs for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,14 @@ from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
 from recbole_meta.evaluation.significance import Interval, bootstrap_interval, paired_gain
 
 
-def terminal_table(folders: Sequence[Path]) -> str:
+def terminal_table(folders: Sequence[Path], changed: Mapping[str, Any] | None = None) -> str:
     """Group, metric with interval, gain over the best floor, seconds, what it reads; the best
     row is marked.
+
+    ``changed``: the settings of models that are not the defaults.
     """
+    settings = ", ".join(f"{key} = {value}" for key, value in (changed or {}).items())
+    settings = f"the defaults but {settings}" if settings else "the defaults"
     entries = []
     for folder in folders:
         files = RunFiles(folder)
@@ -21,14 +26,15 @@ def terminal_table(folders: Sequence[Path]) -> str:
         entries.append(Entry(about["model"], about["group"], about["reads"], (files,)))
     lines: list[str] = []
     for k in sorted({e.runs[0].result["shots"] for e in entries}):
-        lines += ["", *_terminal_rows([e for e in entries if e.runs[0].result["shots"] == k], k)]
+        at_k = [e for e in entries if e.runs[0].result["shots"] == k]
+        lines += ["", *_terminal_rows(at_k, k, settings)]
     return "\n".join(lines[1:])
 
 
 _SECOND = {"ndcg@10": "recall@10", "mae": "rmse", "auc": "logloss"}
 
 
-def _terminal_rows(entries: Sequence[Entry], k: int) -> list[str]:
+def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]:
     about = entries[0].runs[0].result
     query, metric = about["query"], next(m for m in _SECOND if m in about["metrics"])
     smaller = metric in SMALLER_IS_BETTER
@@ -73,7 +79,7 @@ def _terminal_rows(entries: Sequence[Entry], k: int) -> list[str]:
     return [
         head,
         *_aligned(rows),
-        f"* best mean on test ({better} is better); settings are the defaults.",
+        f"* best mean on test ({better} is better); settings are {settings}.",
     ]
 
 

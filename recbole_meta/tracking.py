@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recbole_meta.data.prepared import Prepared
+from recbole_meta.errors import SettingError
 from recbole_meta.stage import ModelChoice
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def write_run(
         "data": {"prepared": prepared.name, "sha256": prepared.sha256},
         "commit": commit(),
     }
+    (folder / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
     write_atomically(folder / "tasks.npz", npz_bytes(test.to_npz()))
     write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     return folder
@@ -68,6 +71,17 @@ def npz_bytes(arrays: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def check_writable(folder: Path, make: bool = True) -> None:
+    """An error before the long work, where files could not be written into the folder."""
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingError(f"Cannot write into the folder {folder}: {error.strerror}.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -97,9 +111,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that runs; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the checkout that runs; None outside of one (installed inside another's)."""
+    package = Path(__file__).resolve().parent
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+        found = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+    root, _, head = found.strip().partition("\n")
+    return head if Path(root).resolve() == package.parent else None

@@ -68,5 +68,5 @@ def make_world(tmp_path_factory) -> Callable:
 
 @pytest.fixture(scope="session")
 def sample_path() -> Path:
-    """The folder of the sample data set ``tiny``: even users love even items, odd users odd ones."""
+    """The folder of the sample data set ``tiny``: even users love even items, odd users odd."""
     return ROOT / "dataset"

@@ -95,7 +95,10 @@ def prepare(
     source = find_dataset(dataset, data_path)
     fields = read_fields(dataset)
     files = {s: source / f"{dataset}.{s}" for s in ("inter", "user", "item")}
-    inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
+    try:
+        inputs = {file.name: sha256(file.read_bytes()) for file in files.values() if file.is_file()}
+    except OSError as error:
+        raise DataError(f"Cannot read the data set {source}: {error}") from error
     key = content_key(dataset, protocol, fields, inputs)
     root = Path(prepared_path)
     folder = root / f"{dataset}-{protocol_name}-{key}"

@@ -130,6 +130,12 @@ class Prepared:
                 raise LeakError(f"{self.name}: the users of '{phase}' are not its tasks.")
             for k in self.shots:
                 self._check_training_file(phase, k, query)
+            known = _pairs(self.early_rows(phase)).intersection(query)
+            if len(known):
+                raise LeakError(
+                    f"{self.name}: {len(known)} query pairs of '{phase}' are in the reserve, whose "
+                    f"head is the support, e.g. {known[0]!r}."
+                )
         if self.feedback == "label":
             self._check_polarity()
         self._check_features()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ class RunFiles:
             self.result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
             with np.load(folder / "tasks.npz", allow_pickle=False) as arrays:
                 self.arrays = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BadZipFile) as error:
             raise DataError(f"{folder} is not the folder of a run: {error}") from error
 
     def values(self, query: str, metric: str) -> Values:

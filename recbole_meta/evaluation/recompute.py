@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,20 +20,21 @@ def recompute(folder: Path, prepared_path: Path) -> dict[str, dict[str, float]]:
         result = json.loads((folder / "result.json").read_text("utf-8"))
         with np.load(folder / "tasks.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+        name, digest = result["data"]["prepared"], result["data"]["sha256"]
+    except (OSError, ValueError, BadZipFile, KeyError, TypeError) as error:
         raise DataError(f"{folder} is not the folder of a run: {error}") from error
-    prepared = Prepared(prepared_path / result["data"]["prepared"])
-    if prepared.sha256 != result["data"]["sha256"]:
+    prepared = Prepared(prepared_path / name)
+    if prepared.sha256 != digest:
         raise DataError(f"{prepared.path} is not the folder that {folder} was judged on.")
     found = {}
-    for name, rows in queries(prepared, "test").items():
+    for query, rows in queries(prepared, "test").items():
         pairs = set(zip(rows["user"], rows["item"], strict=True))
         if prepared.feedback == "implicit":
-            tie = "cut_tie_positives" if name == result["query"] else f"{name}/cut_tie_positives"
+            tie = "cut_tie_positives" if query == result["query"] else f"{query}/cut_tie_positives"
             values = _ranking(arrays, pairs, arrays[tie])
         else:
             values = _rows(arrays, pairs, prepared.feedback)
-        found[name] = {metric: float(np.nanmean(value)) for metric, value in values.items()}
+        found[query] = {metric: float(np.nanmean(value)) for metric, value in values.items()}
     return found
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,18 @@ import pytest
 
 from recbole_meta.compat import contained, recbole_config, recbole_model
 from recbole_meta.data import prepare as module
-from recbole_meta.data.prepare import find_dataset, prepare, read_fields, read_protocol
+from recbole_meta.data.prepare import (
+    content_key,
+    find_dataset,
+    prepare,
+    read_fields,
+    read_protocol,
+    sha256,
+)
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.errors import DataError, SettingError
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-CURVE = dict(shots=[0, 1, 3], reserve=3, horizon=2, eligible=5)
 
 
 def world(n_users: int = 20, n_items: int = 6) -> list[str]:
@@ -94,10 +101,42 @@ def test_other_settings_bytes_or_names_are_another_folder(write) -> None:
     folders.add(made(data, "user_cold_5_rating"))
     write(world()[::-1])  # the same rows, other bytes
     folders.add(made(data))
-    write(world()[::-1], item="item_id:token\ni0\n")
+    write(world()[::-1], item="item_id:token\trelease_year:token\tclass:token_seq\ni0\t1\ta\n")
     folders.add(made(data))
     assert len(folders) == len({folder.name[-8:] for folder in folders}) == 7
     assert whole(data / "prepared") == sorted(folder.name for folder in folders)
+
+
+def test_published_folders_keep_their_names(ml100k) -> None:
+    """Who prepared ml-100k with an earlier version finds the same folder with this one."""
+    sources = [ml100k / f"ml-100k.{suffix}" for suffix in ("inter", "user", "item")]
+    inputs = {path.name: sha256(path.read_bytes()) for path in sources}
+    published = {
+        "user_cold_curve": "f99d750c",
+        "user_cold_global": "7a72fe15",
+        "user_cold_5": "b1a2bcb3",
+    }
+    for name, key in published.items():
+        assert content_key("ml-100k", read_protocol(name), read_fields("ml-100k"), inputs) == key
+
+
+@pytest.mark.parametrize("protocol", ["user_cold_curve", "user_cold_global", "user_cold_5_label"])
+def test_the_order_of_the_lines_changes_no_file(sample_path, tmp_path, protocol: str) -> None:
+    shutil.copytree(sample_path / "tiny", tmp_path / "tiny")
+    for path in (tmp_path / "tiny").iterdir():
+        header, *rows = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join([header, *rows[::-1]]) + "\n", encoding="utf-8")
+    one, other = (
+        prepare("tiny", read_protocol(protocol), protocol, data, tmp_path / "prepared")
+        for data in (sample_path, tmp_path)
+    )
+    assert one != other
+    made_of = [
+        {name.removeprefix(folder.name): content for name, content in contents(folder).items()}
+        for folder in (one, other)
+    ]
+    for name in made_of[0].keys() - {"recbole.yaml", "protocol.json"}:
+        assert made_of[0][name] == made_of[1][name], name
 
 
 RACER = """
@@ -254,7 +293,8 @@ def test_threshold_drops_rows_before_anything_is_counted(sample_path, tmp_path) 
 
 def test_the_label_column_is_the_rating_cut(write) -> None:
     rows = world()
-    folder = made(write(rows), "user_cold_5_label", threshold={"rating": 2}, label={"rating": 4})
+    changes = dict(threshold={"rating": 2}, label={"rating": 4}, shots=2)
+    folder = made(write(rows), "user_cold_5_label", **changes)
     found = []
     for name in ("train", "valid", "test"):
         part = (folder / f"{folder.name}.{name}.inter").read_text(encoding="utf-8").split("\n")
@@ -320,7 +360,7 @@ def test_three_blocks_of_ml100k_judge_283_users(ml100k, tmp_path) -> None:
 
 
 @pytest.mark.data
-def test_ml1m_in_folds(data_path, tmp_path) -> None:
+def test_ml1m_without_folds(data_path, tmp_path) -> None:
     protocol = read_protocol("user_cold_curve_all", order="random", folds=0)
     folder = prepare("ml-1m", protocol, "user_cold_curve_all", data_path, tmp_path)
     about = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
@@ -496,6 +536,20 @@ def test_a_file_that_is_no_text_is_named(write) -> None:
         made(data)
 
 
+def test_a_file_that_cannot_be_read_is_named(write, monkeypatch) -> None:
+    data = write(world(), item="item_id:token\n")
+    read_bytes = Path.read_bytes
+
+    def denied(path: Path) -> bytes:
+        if path.suffix == ".item":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(DataError, match=r"Cannot read the data set .*/ml-100k: .*ml-100k\.item"):
+        made(data)
+
+
 def test_a_rating_is_needed_for_ratings(write) -> None:
     with pytest.raises(DataError, match=r"feedback 'rating' needs a rating field, and the data s"):
         made(write(world(), name="made"), "user_cold_5_rating", name="made")
@@ -515,7 +569,7 @@ def test_side_files_must_have_their_columns(write) -> None:
     assert whole(no_class / "prepared") == []
 
 
-# u0 rated i0 twice more: later at the head of the file, and once more in the second of world()'s
+# u0 rated i0 three times: first in the file but latest, then at once with two ratings.
 TWICE = ["u0\ti0\t4\t50", *world(), "u0\ti0\t3\t0"]
 
 
