@@ -75,6 +75,9 @@ def _free(free: Sequence[str]) -> dict[str, Any]:
         try:
             settings[key] = yaml.load(value, YamlLoader)
         except yaml.YAMLError as error:
+            from recbole_meta.stage import check_ignored
+
+            check_ignored(key)  # RecBole's intervals, [5,inf), are no YAML
             raise SettingError(f"Cannot read the value of '--{key}': {error}") from error
     return settings
 
@@ -291,6 +294,8 @@ def _run(options: argparse.Namespace) -> None:
     check_writable(Path(options.results))
     if options.json:
         check_writable(Path(options.json).parent, make=False)
+        if Path(options.json).is_dir():
+            raise SettingError(f"--json names a file, found the folder {options.json}.")
     results = {}
     hidden = True if options.quiet else None  # None: and where no terminal shows it
     with tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar:

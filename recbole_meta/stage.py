@@ -139,11 +139,7 @@ def check_keys(
     ``others``: names that may be meant, too.
     """
     for key in map(str, keys):
-        if key in IGNORED or key.endswith("_inter_num_interval"):
-            raise SettingError(
-                f"'{key}' is ignored by RecBole on a prepared folder. "
-                "Filter the data set, or set 'threshold' of the protocol."
-            )
+        check_ignored(key)
         if key in _OWNED:
             raise SettingError(f"'{key}' is set by the prepared folder or the command, not here.")
         if any(knows(choice, key) for choice in choices):
@@ -154,6 +150,15 @@ def check_keys(
             raise SettingError(f"{who} setting '{key}': {closed}, nothing is trained.")
         known = set(others).union(*(_known(choice) for choice in choices))
         raise SettingError(f"{who} setting '{key}'. {nearest(key, known)}")
+
+
+def check_ignored(key: str) -> None:
+    """Refuse a setting that RecBole silently ignores on files that are already split."""
+    if key in IGNORED or key.endswith("_inter_num_interval"):
+        raise SettingError(
+            f"'{key}' is ignored by RecBole on a prepared folder. "
+            "Filter the data set, or set 'threshold' of the protocol."
+        )
 
 
 def check_settings(

@@ -164,14 +164,14 @@ def test_the_runner_runs_what_the_command_runs(tmp_path, monkeypatch, capsys, sa
 
 def test_precedence_of_config_files_and_arguments(call):
     Path("one.yaml").write_text("embedding_size: 4\nnoise: 0.5\nsplit: 1\n")
-    Path("two.yaml").write_text("embedding_size: 6\nprior_strength: 3.0\n")
-    line = "run -m PriorRidge -d tiny --prior_strength=2 --config_files"
+    Path("two.yaml").write_text("embedding_size: 6\nbase_weight: 3.0\n")
+    line = "run -m PriorRidge -d tiny --base_weight=2 --config_files"
     code, out, err = call(line, "one.yaml two.yaml")
     assert code == 0, err
     assert "split 1" in out
     (path,) = Path("runs").rglob("result.json")
     config = json.loads(path.read_text())["config"]
-    assert (config["embedding_size"], config["noise"], config["prior_strength"]) == (6, 0.5, 2.0)
+    assert (config["embedding_size"], config["noise"], config["base_weight"]) == (6, 0.5, 2.0)
 
 
 def test_a_setting_reaches_only_the_models_that_read_it(call):
@@ -251,8 +251,8 @@ BAD = [
     ("run -m Pop -p user_cold5", "Unknown protocol 'user_cold5'. Did you mean 'user_cold_5'?"),
     ("prepare -p user_cold5", "Did you mean 'user_cold_5'?"),
     ("run -m Pop -p ../protocol/user_cold_6", "Unknown protocol"),
-    ("run -m Pop -d tyni", "tyni.inter", "Did you mean 'tiny'?", "data_path"),
-    ("prepare -d tyni", "Did you mean 'tiny'?"),
+    ("run -m Pop -d tinyy", "tinyy.inter", "Did you mean 'tiny'?", "data_path"),
+    ("prepare -d tinyy", "Did you mean 'tiny'?"),
     ("run -m PriorRidge --embeding_size=8", "'embeding_size'. Did you mean 'embedding_size'?"),
     ("run -m BPR --embeding_size=8", "'embeding_size'. Did you mean 'embedding_size'?"),
     ("run -m BPR,Pop --embeding_size=8", "'embeding_size'. Did you mean 'embedding_size'?"),

@@ -37,7 +37,7 @@ class RunFiles:
             self.result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
             with np.load(folder / "tasks.npz", allow_pickle=False) as arrays:
                 self.arrays = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, BadZipFile) as error:
             raise DataError(f"{folder} is not the folder of a run: {error}") from error
 
     def values(self, query: str, metric: str) -> Values:

@@ -21,7 +21,7 @@ def recompute(folder: Path, prepared_path: Path) -> dict[str, dict[str, float]]:
         with np.load(folder / "tasks.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         name, digest = result["data"]["prepared"], result["data"]["sha256"]
-    except (OSError, ValueError, BadZipFile, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, BadZipFile, KeyError, TypeError) as error:
         raise DataError(f"{folder} is not the folder of a run: {error}") from error
     prepared = Prepared(prepared_path / name)
     if prepared.sha256 != digest:

@@ -254,7 +254,7 @@ def test_a_run_of_another_folder_is_refused(judged, room, tmp_path):
     result = json.loads((folder / "result.json").read_text("utf-8"))
     result["data"]["prepared"] = other.name
     (claimed / "result.json").write_text(json.dumps(result))
-    with pytest.raises(DataError, match="is not the folder that .* was judged on"):
+    with pytest.raises(DataError, match=r"is not the folder that .* was judged on"):
         recompute(claimed, room / "prepared")
     with pytest.raises(DataError, match="is not a prepared folder"):
         recompute(folder, tmp_path)
