@@ -187,7 +187,9 @@ def test_a_setting_reaches_only_the_models_that_read_it(call):
 def test_recompute_prints_the_run(call):
     call("run -m Pop -d tiny -q")
     code, out, _ = call("recompute runs/tiny-user_cold_5-time-0/Pop-seed2020-k5")
-    result = json.loads(Path("runs/tiny-user_cold_5-time-0/Pop-seed2020-k5/result.json").read_text())
+    result = json.loads(
+        Path("runs/tiny-user_cold_5-time-0/Pop-seed2020-k5/result.json").read_text()
+    )
     first = out.splitlines()[0].split()
     assert code == 0
     assert first[:2] == ["after", "ndcg@10"]

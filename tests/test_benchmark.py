@@ -1,0 +1,462 @@
+"""A benchmark: what its file may say, and a sweep that is killed, shared, changed or failing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from recbole_meta import sweep
+from recbole_meta.benchmark import Row, read_benchmark
+from recbole_meta.cli import main
+from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.quick_start import run
+from recbole_meta.report import benchmark_table
+from recbole_meta.sweep import Sweep, run_benchmark
+
+ROOT = Path(__file__).resolve().parents[1]
+CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12}
+PAGE = {
+    "dataset": "tiny",
+    "seed": 3,
+    "trials": 3,
+    "settings": [
+        {"name": "time", "protocol": "user_cold_curve", "changed": CURVE, "splits": [0, 1]}
+    ],
+    "rows": [
+        {"name": "Pop", "model": "Pop"},
+        {
+            "name": "PriorRidge on QueryPop",
+            "model": "PriorRidge",
+            "fixed": {"base": "query_pop"},
+            "grid": {"embedding_size": [2, 16], "noise": [0.01, 0.1, 1.0]},
+        },
+    ],
+    "recbole": {
+        "searches": [{"setting": "time", "split": 0, "shots": 2, "trials": 2}],
+        "shots": [2],
+        "rows": [
+            {"name": "EASE", "model": "EASE", "grid": {"reg_weight": [1.0, 30.0, 100.0]}},
+            {"name": "BPR", "model": "BPR", "fixed": {"epochs": 1, "embedding_size": 8}},
+        ],
+    },
+}
+N_UNITS = 2 + 1 + 2 * 2 + 2 * 2  # trials of EASE and BPR, our rows on two splits, RecBole's
+
+
+def changed(**entries) -> dict:
+    """A deep copy of the page with some entries replaced."""
+    return json.loads(json.dumps(PAGE)) | entries
+
+
+def write(folder: Path, page: dict, name: str = "small") -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(page), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def prepared_path(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def go(sample_path, prepared_path):
+    def go(file: str, runs: Path) -> None:
+        run_benchmark(file, str(sample_path), prepared_path, runs)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, sample_path, prepared_path) -> Path:
+    """The folder of a sweep that nothing disturbed; never written to by a test."""
+    folder = tmp_path_factory.mktemp("done")
+    run_benchmark(write(folder, PAGE), str(sample_path), prepared_path, folder / "runs")
+    return folder / "runs" / "small"
+
+
+def units_of(folder: Path) -> dict[str, dict]:
+    """Name of a unit's file -> its content, without the seconds."""
+    files = [path for path in folder.rglob("*.json") if path.name != "result.json"]
+    found = {str(f.relative_to(folder)): json.loads(f.read_text("utf-8")) for f in files}
+    return {name: {k: v for k, v in unit.items() if k != "seconds"} for name, unit in found.items()}
+
+
+def results_of(folder: Path) -> dict[str, tuple]:
+    """Name of a run's folder -> its result without the seconds, and its bytes of tasks.npz."""
+    found = {}
+    for path in folder.rglob("result.json"):
+        result = json.loads(path.read_text("utf-8"))
+        result.pop("seconds")
+        name = str(path.parent.relative_to(folder))
+        found[name] = result, (path.parent / "tasks.npz").read_bytes()
+    return found
+
+
+# What a file may say.
+
+
+def test_a_benchmark_is_named_by_its_file(tmp_path):
+    found = read_benchmark(write(tmp_path, PAGE, "mine"))
+    assert (found.name, found.dataset, found.seed) == ("mine", "tiny", 3)
+    assert [row.name for row in found.rows] == ["Pop", "PriorRidge on QueryPop"]
+    assert found.settings[0].splits == (0, 1) and found.settings[0].recbole_from == "time"
+    assert read_benchmark("foundation").name == "foundation"
+
+
+def one(kind: str, **entries) -> dict:
+    """The page with one entry of its first setting, row, search or RecBole's row changed."""
+    page = changed()
+    recbole = page["recbole"]
+    entry = {"setting": page["settings"], "row": page["rows"], "search": recbole["searches"],
+             "recbole": recbole["rows"]}[kind][0]  # fmt: skip
+    entry.update(entries)
+    return page
+
+
+BAD = [
+    (one("row", model="Popp"), "Did you mean 'Pop'"),
+    (one("row", grids={}), "unknown setting 'grids'. Did you mean 'grid'"),
+    (one("row", name="EASE"), "has 'EASE' twice"),
+    (one("row", model="PriorRidge", grid={"noize": [1.0]}), "Did you mean 'noise'"),
+    (one("row", model="PriorRidge", grid={"noise": [1.0, "big"]}), "'noise' must be of type float"),
+    (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),
+    (one("recbole", fixed={"epochs": 3}), "closed form"),
+    (one("recbole", grid={"reg_weight": ["big"]}), "'reg_weight' must be of type float"),
+    (one("search", setting="tmie"), "no entry 'tmie'. Did you mean 'time'"),
+    (one("search", shots=7), "'time' is not judged at 7 shots, only at 0, 2"),
+    (one("setting", recbole_from="tmie"), "no entry 'tmie'"),
+    (one("setting", protocol="user_cold_curv"), "Did you mean 'user_cold_curve'"),
+    (one("setting", splits=[0, 9]), "'split' must be below folds"),
+    (one("setting", changed={"shot": [1]}), "Did you mean 'shots'"),
+    ({k: v for k, v in PAGE.items() if k != "trials"}, "lacks the entry 'trials'"),
+    (changed(recbole=PAGE["recbole"] | {"shots": [5]}), "not judged at 5 shots"),
+]
+
+
+@pytest.mark.parametrize(("page", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_a_file_is_checked_before_any_work(tmp_path, page, message):
+    with pytest.raises(SettingError, match=re.escape(message)):
+        read_benchmark(write(tmp_path, page))
+
+
+def test_unknown_files_data_and_folders(tmp_path, sample_path, prepared_path):
+    with pytest.raises(SettingError, match="Did you mean 'foundation'"):
+        run_benchmark("foundatoin")
+    with pytest.raises(SettingError, match=r"Cannot read the settings file .*no\.yaml"):
+        run_benchmark(str(tmp_path / "no.yaml"))
+    with pytest.raises(DataError, match="Did you mean 'tiny'"):
+        run_benchmark(write(tmp_path, changed(dataset="tinny")), str(sample_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="Cannot write"):
+        run_benchmark(write(tmp_path, PAGE), str(sample_path), prepared_path, tmp_path / "file")
+    with pytest.raises(SettingError, match="'processes' must be at least 1, found 0"):
+        run_benchmark(write(tmp_path, PAGE), str(sample_path), prepared_path, tmp_path, 0)
+
+
+# Trials.
+
+
+def test_trials_are_drawn_without_replacement_and_every_time_the_same():
+    grid = {"a,b": [[1, 10], [2, 20], [3, 30]], "c": list(range(8))}
+    row = Row("name", "model", {"d": "fixed"}, grid)
+    assert len(row.trials(100)) == 24, "a small grid is tried whole"
+    drawn = row.trials(10)
+    assert drawn == Row("other", "model", {"d": "fixed"}, dict(grid)).trials(10)
+    keys = {(t["a"], t["b"], t["c"]) for t in drawn}
+    assert len(keys) == 10 and all(b == 10 * a and c in range(8) for a, b, c in keys)
+    assert all(list(t) == ["d", "a", "b", "c"] and t["d"] == "fixed" for t in drawn)
+    assert keys != {(t["a"], t["b"], t["c"]) for t in row.trials(24)[:10]}, "drawn, not the first"
+    assert Row("name", "model", {"d": 1}, {}).trials(30) == [{"d": 1}]
+
+
+# The sweep.
+
+
+def test_every_unit_has_its_file(done):
+    units = units_of(done)
+    assert len(units) == N_UNITS
+    assert units["time/0/PriorRidge~QueryPop.json"]["row"] == "PriorRidge on QueryPop"
+    assert set(units["time/1/Pop.json"]["runs"]) == {"0", "2"}
+    assert set(units["time/1/EASE-k2.json"]["runs"]) == {"2"}
+    runs = [folder for unit in units.values() for folder in unit.get("runs", {}).values()]
+    assert len(runs) == len(set(runs)) == len(results_of(done)) == 2 * (2 + 2 + 1 + 1)
+    assert not list(done.rglob("*.tmp")) and not list(done.rglob("*.failed"))
+
+
+def test_the_best_trial_on_valid_is_tested_for_each_k(done):
+    """Recomputed from the scores of all trials; what was tested is what was chosen."""
+    chosen = []
+    for split in (0, 1):
+        unit = units_of(done)[f"time/{split}/PriorRidge~QueryPop.json"]
+        page = PAGE["rows"][1]
+        assert unit["trials"] == Row(**page).trials(PAGE["trials"]) and len(unit["trials"]) == 3
+        for k, folder in unit["runs"].items():
+            scores = [trial[k] for trial in unit["scores"]]
+            best = unit["trials"][int(np.argmax(scores))]
+            result, _ = results_of(done)[folder]
+            assert unit["chosen"][k] == best
+            assert best.items() <= result["config"].items()
+            assert result["valid_metrics"]["ndcg@10"] == max(scores)
+            assert len(set(scores)) > 1 or k == "0"
+            chosen.append(str(best))
+    assert len(set(chosen)) > 1, "the choice was not put to the test"
+
+
+def test_recboles_best_trial_on_valid_is_tested(done):
+    units = units_of(done)
+    trials = [unit for name, unit in units.items() if name.startswith("search/time/EASE/")]
+    assert len(trials) == 2
+    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    for split in (0, 1):
+        unit = units[f"time/{split}/EASE-k2.json"]
+        assert unit["chosen"] == {"2": best["settings"]}
+        result, _ = results_of(done)[unit["runs"]["2"]]
+        assert best["settings"].items() <= result["config"].items()
+
+
+@pytest.mark.parametrize(
+    ("unit", "model", "k"),
+    [("PriorRidge~QueryPop", "PriorRidge", "2"), ("EASE-k2", "EASE", "2"), ("BPR-k2", "BPR", "2")],
+)
+def test_a_row_is_what_the_runner_gives_for_its_settings(
+    done, tmp_path, sample_path, prepared_path, unit, model, k
+):
+    """A stage that rows share changes no bit."""
+    content = units_of(done)[f"time/1/{unit}.json"]
+    alone = run(
+        model, "tiny", "user_cold_curve", settings=CURVE | {"split": 1} | content["chosen"][k],
+        seed=3, data_path=sample_path, prepared_path=prepared_path, results=tmp_path, threads=1,
+    )  # fmt: skip
+    (entry,) = [entry for entry in alone["runs"] if entry["shots"] == int(k)]
+    result, tasks = results_of(done)[content["runs"][k]]
+    assert entry["test"] == result["metrics"]
+    assert (Path(entry["folder"]) / "tasks.npz").read_bytes() == tasks
+
+
+def test_what_is_done_is_not_done_again(done, go, monkeypatch):
+    monkeypatch.setattr(sweep, "fit_learner", None)
+    monkeypatch.setattr(sweep, "judge_recbole", None)
+    monkeypatch.setattr(sweep, "load_stage", None)
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    go(str(done.parents[1] / "small.yaml"), done.parent)
+    after = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.suffix != ".lock"} == {
+        p: t for p, t in before.items() if p.suffix != ".lock"
+    }
+
+
+def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
+    """In both orders of rows: the Config of every fit, and every file."""
+    rows = [
+        {"name": "A", "model": "PriorRidge", "fixed": {"eval_batch_size": 82, "noise": 0.01}},
+        {"name": "B", "model": "EASEFoldIn", "fixed": {"base": "pop", "base_weight": 3.0}},
+        {"name": "C", "model": "PriorRidge", "grid": {"noise": [0.1, 1.0]}},
+        {"name": "D", "model": "EpisodicRidge"},
+    ]
+    seen: dict[str, set] = {}
+    plain = sweep.fit_learner
+
+    def fit(choice, stage, config):
+        read = {key: config[key] for key in ("eval_batch_size", "noise", "base", "base_weight")}
+        batch = stage.data["valid"].config["eval_batch_size"]
+        key = f"{choice.name} {config['noise']}"
+        seen.setdefault(key, set()).add((*read.values(), batch, config["model"]))
+        return plain(choice, stage, config)
+
+    monkeypatch.setattr(sweep, "fit_learner", fit)
+    found, spied = [], []
+    for name, ordered in (("up", rows), ("down", rows[::-1])):
+        page = changed(rows=ordered, recbole=PAGE["recbole"] | {"rows": []})
+        folder = tmp_path / name
+        folder.mkdir()
+        go(write(folder, page), folder)
+        found.append((units_of(folder), results_of(folder)))
+        spied.append(dict(seen))
+        seen.clear()
+    assert found[0] == found[1] and len(found[0][0]) == 2 * len(rows)
+    assert spied[0] == spied[1]
+    ours = 256 * 41
+    assert spied[0] == {
+        "PriorRidge 0.01": {(82, 0.01, "pop", 1.0, 82, "PriorRidge")},
+        "PriorRidge 0.1": {(ours, 0.1, "pop", 1.0, ours, "PriorRidge")},
+        "PriorRidge 1.0": {(ours, 1.0, "pop", 1.0, ours, "PriorRidge")},
+        "EASEFoldIn None": {(ours, None, "pop", 3.0, ours, "EASEFoldIn")},
+        "EpisodicRidge None": {(ours, None, None, None, ours, "EpisodicRidge")},
+    }
+
+
+def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog):
+    page = changed(recbole=PAGE["recbole"] | {"rows": []})
+    go(write(tmp_path, page), tmp_path / "runs")
+    page["rows"][1]["grid"]["noise"] = [0.5]
+    caplog.clear()
+    with caplog.at_level("INFO", logger="recbole_meta.sweep"):
+        go(write(tmp_path, page), tmp_path / "runs")
+    again = re.findall(r"(\S+\.json): [\d.]+ s", caplog.text)
+    assert again == ["time/0/PriorRidge~QueryPop.json", "time/1/PriorRidge~QueryPop.json"]
+
+
+# A unit that fails.
+
+
+def failing() -> dict:
+    """EASE without a penalty: the matrix is singular; fold-in EASE, too."""
+    page = changed()
+    page["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.0, 30.0]}
+    page["rows"].insert(0, {"name": "Fold", "model": "EASEFoldIn", "fixed": {"reg_weight": 0.0}})
+    return page
+
+
+def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog, monkeypatch):
+    def sleep(seconds):
+        raise AssertionError("it waits for a unit that cannot be done")
+
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    file, folder = write(tmp_path, failing()), tmp_path / "runs" / "small"
+    with pytest.raises(RecboleMetaError) as caught:
+        go(file, tmp_path / "runs")
+    message = str(caught.value)
+    assert "3 units failed" in message and "2 others are missing" in message
+    for name in ("time/0/Fold.json", "time/1/Fold.json", "search/time/EASE/"):
+        assert name in message
+    assert message.count("Singular matrix") == 3
+    units = units_of(folder)
+    assert "time/0/EASE-k2.json" not in units, "chosen among half of the trials"
+    whole = {"time/0/Pop.json", "time/1/PriorRidge~QueryPop.json", "time/1/BPR-k2.json"}
+    assert whole <= units.keys() and len(units) == N_UNITS - 1 - 2
+    failures = sorted(folder.rglob("*.failed"))
+    assert len(failures) == 3
+    assert all("Traceback" in f.read_text() and "LinAlgError" in f.read_text() for f in failures)
+
+    # The next start tries them again, and only them; once mended they leave no trace.
+    caplog.clear()
+    with pytest.raises(RecboleMetaError, match="3 units failed"):
+        go(file, tmp_path / "runs")
+    assert (
+        len(re.findall(r"(\S+) failed\n", caplog.text))
+        == 3
+        == len(sorted(folder.rglob("*.failed")))
+    )
+    mended = failing()
+    mended["rows"][0]["fixed"] = {"reg_weight": 1.0}
+    mended["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.5, 30.0]}
+    go(write(tmp_path, mended), tmp_path / "runs")
+    assert [path.parent.name for path in folder.rglob("*.failed")] == ["EASE"], "of the old trial"
+
+
+def test_the_command_ends_with_an_error_where_units_failed(
+    tmp_path, sample_path, prepared_path, capsys
+):
+    page = changed(rows=failing()["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
+    assert main(["benchmark", write(tmp_path, page), "--runs", str(tmp_path), *paths]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Benchmark 'small' is not finished: 2 units failed: time/0/Fold")
+
+
+def test_what_another_process_saw_fail_is_not_tried_again(
+    tmp_path, sample_path, prepared_path, monkeypatch
+):
+    page = changed(rows=failing()["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    benchmark, start = read_benchmark(write(tmp_path, page)), time.time()
+    two = [
+        Sweep(benchmark, str(sample_path), prepared_path, tmp_path / "runs", start)
+        for _ in range(2)
+    ]
+    two[0].run()
+    monkeypatch.setattr(sweep, "fit_learner", None)
+    two[1].run()
+    with pytest.raises(RecboleMetaError, match="2 units failed"):
+        two[1].check()
+    assert "Singular" in (tmp_path / "runs/small/time/0/Fold.json.failed").read_text()
+
+
+# A sweep that is killed, by several processes.
+
+
+def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path):
+    code = "import sys\nfrom recbole_meta.cli import main\n"
+    code += "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
+    script = runs.parent / "start.py"
+    script.write_text(code)
+    arguments = ["benchmark", file, "--processes", "2", "--runs", str(runs)]
+    paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as stream:
+        return subprocess.Popen(
+            [sys.executable, str(script), *arguments, *paths], stderr=stream, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def made(log: Path) -> list[str]:
+    """The units that processes say they finished."""
+    return re.findall(r" (\S+\.json): [\d.]+ s", log.read_text("utf-8"))
+
+
+def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, prepared_path):
+    """The same files as of the sweep that one undisturbed process made; no unit is done twice."""
+    file, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
+    killed = spawn(file, runs, sample_path, prepared_path, tmp_path / "killed.log")
+    deadline = time.monotonic() + 120
+    while not (runs.exists() and units_of(runs)) and time.monotonic() < deadline:
+        assert killed.poll() is None, (tmp_path / "killed.log").read_text()
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = units_of(runs / "small")
+    assert 0 < len(before) < N_UNITS, "it was not killed in the middle"
+    again = spawn(file, runs, sample_path, prepared_path, tmp_path / "again.log")
+    assert again.wait(180) == 0, (tmp_path / "again.log").read_text()
+    assert units_of(runs / "small") == units_of(done)
+    assert results_of(runs / "small") == results_of(done)
+    finished = made(tmp_path / "again.log")
+    assert sorted(finished) == sorted(units_of(done).keys() - before.keys())
+
+
+# Its table.
+
+
+def test_the_table_of_a_sweep(done, tmp_path):
+    table, page = benchmark_table(str(done.parents[1] / "small.yaml"), done.parent, tmp_path)
+    assert (table, page) == (tmp_path / "small" / "table.json", tmp_path / "small" / "table.md")
+    rows = json.loads(table.read_text("utf-8"))
+    required = {
+        "dataset", "protocol", "order", "split", "k", "model", "group", "reads", "metric", "slice",
+        "mean", "low", "high", "n_tasks", "gain_over_floor", "p_floor", "p_cf",
+    }  # fmt: skip
+    assert all(required <= set(row) for row in rows)
+    units = units_of(done)
+    values = {}
+    for unit in units.values():
+        for k, folder in unit.get("runs", {}).items():
+            with np.load(done / folder / "tasks.npz") as arrays:
+                pairs = zip(arrays["task"].tolist(), arrays["ndcg@10"].tolist(), strict=True)
+                values.setdefault((unit["row"], int(k)), {}).update(pairs)  # folds are disjoint
+    found = {
+        (row["model"], row["k"]): row for row in rows
+        if row["split"] == "all" and (row["slice"], row["metric"]) == ("rows_5_9", "ndcg@10")
+    }  # fmt: skip
+    assert found.keys() == values.keys() and len(found) == 6
+    for key, of_users in values.items():
+        assert found[key]["n_tasks"] == len(of_users) == 22
+        assert found[key]["mean"] == pytest.approx(np.mean(list(of_users.values())), abs=5e-5)
+        assert found[key]["low"] < found[key]["mean"] < found[key]["high"]
+    floor, ridge = values["Pop", 2], values["PriorRidge on QueryPop", 2]
+    gain = np.mean([ridge[user] - floor[user] for user in floor])
+    assert found["PriorRidge on QueryPop", 2]["gain_over_floor"] == pytest.approx(gain, abs=5e-5)
+    assert found["Pop", 2]["gain_over_floor"] is None
+    text = page.read_text("utf-8")
+    for (model, _), row in found.items():
+        line = next(line for line in text.splitlines() if f"| {model} |" in line)
+        assert f"{row['mean']:.3f}" in line
+    assert "- PriorRidge on QueryPop: 3 trials" in text and "- EASE: 2 trials" in text
