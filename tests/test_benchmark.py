@@ -36,7 +36,7 @@ PAGE = {
             "name": "PriorRidge on QueryPop",
             "model": "PriorRidge",
             "fixed": {"base": "query_pop"},
-            "grid": {"embedding_size": [2, 16], "noise": [0.01, 0.1, 1.0]},
+            "grid": {"embedding_size": [2, 16], "noise": [3.0, 0.3, 0.03]},
         },
     ],
     "recbole": {
@@ -383,12 +383,12 @@ def test_what_another_process_saw_fail_is_not_tried_again(
 # A sweep that is killed, by several processes.
 
 
-def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path):
+def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path, number: int):
     code = "import sys\nfrom recbole_meta.cli import main\n"
     code += "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
     script = runs.parent / "start.py"
     script.write_text(code)
-    arguments = ["benchmark", file, "--processes", "2", "--runs", str(runs)]
+    arguments = ["benchmark", file, "--processes", str(number), "--runs", str(runs)]
     paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(log, "w") as stream:
@@ -406,7 +406,7 @@ def made(log: Path) -> list[str]:
 def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, prepared_path):
     """The same files as of the sweep that one undisturbed process made; no unit is done twice."""
     file, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
-    killed = spawn(file, runs, sample_path, prepared_path, tmp_path / "killed.log")
+    killed = spawn(file, runs, sample_path, prepared_path, tmp_path / "killed.log", 1)
     deadline = time.monotonic() + 120
     while not (runs.exists() and units_of(runs)) and time.monotonic() < deadline:
         assert killed.poll() is None, (tmp_path / "killed.log").read_text()
@@ -415,7 +415,7 @@ def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, 
     killed.wait()
     before = units_of(runs / "small")
     assert 0 < len(before) < N_UNITS, "it was not killed in the middle"
-    again = spawn(file, runs, sample_path, prepared_path, tmp_path / "again.log")
+    again = spawn(file, runs, sample_path, prepared_path, tmp_path / "again.log", 2)
     assert again.wait(180) == 0, (tmp_path / "again.log").read_text()
     assert units_of(runs / "small") == units_of(done)
     assert results_of(runs / "small") == results_of(done)
