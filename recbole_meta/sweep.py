@@ -68,6 +68,7 @@ class Sweep:
         self._stages: dict[tuple[str, ...], Stage] = {}
         self.since = since
         self._done: set[Path] = set()
+        self._digests: dict[tuple[str, int], str] = {}
 
     def run(self) -> None:
         """Pass over the units until none is missing; waits where another process has the rest.
@@ -108,11 +109,60 @@ class Sweep:
 
     def _is_done(self, unit: "Unit") -> bool:
         """Whether the unit's file is there and was made by the settings of today."""
-        if unit.file not in self._done and unit.file.is_file():
-            content = json.loads(unit.file.read_text("utf-8"))
-            if all(content.get(key) == value for key, value in unit.made_by().items()):
-                self._done.add(unit.file)
-        return unit.file in self._done
+        if unit.file not in self._done:
+            try:
+                content = json.loads(unit.file.read_text("utf-8"))
+                made = all(content.get(key) == value for key, value in unit.made_by().items())
+                if not (made and unit.runs_agree(content)):
+                    return False
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return False  # it is not there, or damaged
+            self._done.add(unit.file)
+        return True
+
+    def _search_about(self, row: Row, search: Search) -> dict[str, Any]:
+        """What a search depends on beside its trial."""
+        sha = self._sha256(self.benchmark.judging(search.setting), search.split)
+        seed = self.benchmark.seed
+        return {"model": row.model, "shots": search.shots, "seed": seed, "sha256": sha}
+
+    def _search_agrees(self, row: Row, search: Search, content: dict[str, Any]) -> bool:
+        about = self._search_about(row, search)
+        return bool(content.get("about", about) == about)
+
+    def _runs_agree(
+        self, judging: Judging, split: int, row: Row, k: int | None, content: dict[str, Any]
+    ) -> bool:
+        """The runs are of this row, these shots (None: all), this prepared folder and seed, and
+        their settings are the chosen ones over the model's page.
+        """
+        protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
+        shots = [str(k) for k in (protocol.support_sizes if k is None else (k,))]
+        if content["row"] != row.name or list(content["runs"]) != shots:
+            return False
+        choice = choose_model(row.model)
+        for shot in shots:
+            folder = self.folder / content["runs"][shot]
+            result = json.loads((folder / "result.json").read_text("utf-8"))
+            used = json.loads(json.dumps(model_page(choice) | content["chosen"][shot]))
+            config = result["config"]
+            if not (
+                (folder / "tasks.npz").is_file()
+                and result["data"]["sha256"] == self._sha256(judging, split)
+                and (result["seed"], result["group"]) == (self.benchmark.seed, choice.group)
+                and content["chosen"][shot].keys() <= config.keys()
+                and all(config[key] == used[key] for key in config.keys() & used.keys())
+            ):
+                return False
+        return True
+
+    def _sha256(self, judging: Judging, split: int) -> str:
+        """The digest of an entry's prepared folder, which need not be opened for it."""
+        key = (judging.name, split)
+        if key not in self._digests:
+            file = self._prepare(judging, split) / "protocol.json"
+            self._digests[key] = str(json.loads(file.read_text("utf-8"))["sha256"])
+        return self._digests[key]
 
     def _try(self, unit: "Unit") -> bool:
         """Whether this process did the unit or saw it fail; False: it waits, or is another's."""
@@ -152,6 +202,7 @@ class Sweep:
                     file,
                     partial(self._search_recbole, row, search, trial),
                     partial(dict, settings=trial),
+                    partial(self._search_agrees, row, search),
                 )
         for judging in b.settings:
             rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
@@ -160,6 +211,7 @@ class Sweep:
                     self.folder / judging.name / str(split) / f"{slug(row.name)}.json",
                     partial(self._judge_row, judging, split, row),
                     partial(dict, trials=row.trials(b.trials)),
+                    partial(self._runs_agree, judging, split, row, None),
                 )
         theirs = [j for j in b.settings if j.recbole_from == j.name]
         for row, judging in itertools.product(b.recbole_rows, theirs):
@@ -169,20 +221,22 @@ class Sweep:
                     self.folder / judging.name / str(split) / f"{slug(row.name)}-k{k}.json",
                     partial(self._judge_recbole, judging, split, row, k),
                     partial(self._chosen, row, judging, k),
+                    partial(self._runs_agree, judging, split, row, k),
                     trials,
                 )
 
     def prepared(self, judging: Judging, split: int) -> Prepared:
         """The prepared folder of an entry's split."""
+        return open_prepared(self._prepare(judging, split))
+
+    def _prepare(self, judging: Judging, split: int) -> Path:
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
-        return open_prepared(
-            prepare(
-                self.benchmark.dataset,
-                protocol,
-                judging.protocol,
-                self.data_path,
-                self.prepared_path,
-            )
+        return prepare(
+            self.benchmark.dataset,
+            protocol,
+            judging.protocol,
+            self.data_path,
+            self.prepared_path,
         )
 
     def _search_recbole(self, row: Row, search: Search, trial: Settings) -> dict[str, Any]:
@@ -190,7 +244,12 @@ class Sweep:
         outcome = judge_recbole(
             choose_model(row.model), prepared, search.shots, self.benchmark.seed, trial, test=False
         )
-        return {"settings": trial, "valid": outcome.valid.means(), "epochs": outcome.epochs}
+        return {
+            "settings": trial,
+            "valid": outcome.valid.means(),
+            "epochs": outcome.epochs,
+            "about": self._search_about(row, search),
+        }
 
     def _trials(self, row: Row, search: Search) -> list[tuple[Path, Settings]]:
         """The file and the settings of each trial of a model of RecBole."""
@@ -201,9 +260,12 @@ class Sweep:
         """The best settings of a model of RecBole on valid; None while trials are missing."""
         search = self.benchmark.search_of(judging)
         files = [file for file, _ in self._trials(row, search)]
-        if not all(file.is_file() for file in files):
+        try:
+            trials = [json.loads(file.read_text("utf-8")) for file in files]
+        except (OSError, ValueError):
             return None
-        trials = [json.loads(file.read_text("utf-8")) for file in files]
+        if not all(self._search_agrees(row, search, trial) for trial in trials):
+            return None
         metric = valid_metric(self.prepared(self.benchmark.judging(search.setting), search.split))
         sign = 1 if metric.bigger else -1
         best: Settings = max(trials, key=lambda trial: sign * trial["valid"][metric.name])[
@@ -310,6 +372,7 @@ class Unit:
     file: Path
     work: Callable[[], dict[str, Any] | None]
     made_by: Callable[[], dict[str, Any]]  # entries that the file has if today's settings made it
+    runs_agree: Callable[[dict[str, Any]], bool]  # what the file's content says of data and seed
     needs: tuple[Path, ...] = ()  # files of units that come first
 
     @property
