@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_main(arguments: Sequence[str] | None = None) -> int:
     """``run_recbole_meta.py``: the command ``run`` alone."""
+    return _guarded(_run_parser(), sys.argv[1:] if arguments is None else arguments)
+
+
+def _run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "run_recbole_meta.py",
         description="Judge models on a cold-start protocol (default: ml-100k, user_cold_5). "
@@ -44,19 +48,21 @@ def run_main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_run(parser)
-    return _guarded(parser, sys.argv[1:] if arguments is None else arguments)
+    return parser
 
 
 def _guarded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     options, free = parser.parse_known_args(arguments)
+    verbosity = getattr(options, "verbose", 0)
     try:
         options.settings = _free(free) if options.takes_settings else _none(free, parser)
-        verbosity = getattr(options, "verbose", 0)
         level = logging.WARNING if not verbosity else logging.INFO
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         logging.getLogger("recbole_meta").setLevel(level)
         options.function(options)
     except RecboleMetaError as error:
+        if verbosity > 1:
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -207,7 +213,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
-    parser.add_argument("--verbose", "-v", action="count", default=0, help="say more")
+    parser.add_argument(
+        "--verbose", "-v", action="count", default=0, help="say more; -vv: tracebacks"
+    )
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import torch
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.judge import Judge, Judged
 from recbole_meta.stage import ModelChoice, Stage, load_stage, model_page
 from recbole_meta.trainer import Trainer, judge_model, judge_with
@@ -77,6 +77,20 @@ def thread_limit(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _named(choice: ModelChoice, config: Any) -> Iterator[None]:
+    """What a model raises names the model and its settings; the traceback is kept as the cause."""
+    try:
+        yield
+    except RecboleMetaError:
+        raise
+    except Exception as error:
+        used = ", ".join(f"{key} = {config[key]}" for key in model_page(choice))
+        raise RecboleMetaError(
+            f"{choice.name} stopped with {type(error).__name__}: {error} (settings: {used})"
+        ) from error
+
+
 def judge_all(
     choice: ModelChoice,
     prepared: Prepared,
@@ -130,7 +144,7 @@ def _judge_learner(
 
 def fit_learner(choice: ModelChoice, stage: Stage, config: Any) -> Trainer:
     """A learner of ours, fitted on the stage's training file with these settings."""
-    with contained():
+    with contained(), _named(choice, config):
         from recbole.utils import init_seed
 
         init_seed(config["seed"], config["reproducibility"])
@@ -212,7 +226,7 @@ def _fit_recbole(
         progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
 
     one_shot = choice.cls.type.name == "TRADITIONAL"
-    with TemporaryDirectory() as folder, contained():
+    with TemporaryDirectory() as folder, contained(), _named(choice, stage.config):
         stage.config["checkpoint_dir"] = folder
         trainer = _recbole_trainer(choice, stage)
         if one_shot:
@@ -234,7 +248,7 @@ def _fit_recbole(
 
 def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> Any:
     """The trainer after a fixed number of epochs; test is not looked at."""
-    with TemporaryDirectory() as folder, contained():
+    with TemporaryDirectory() as folder, contained(), _named(choice, stage.config):
         stage.config["checkpoint_dir"] = folder
         trainer = _recbole_trainer(choice, stage)
         trainer.epochs = epochs

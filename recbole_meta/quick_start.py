@@ -7,6 +7,7 @@ from typing import Any
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.protocol import UserCold
+from recbole_meta.errors import SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.settings import load_properties, load_yaml
 from recbole_meta.stage import (
@@ -47,6 +48,8 @@ def run(
         given |= load_yaml(Path(file))
     given |= dict(settings or {})
     choice, made, theirs = check_run(model, protocol, given, device, threads)
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"'seed' must be from 0 to {2**32 - 1}, found {seed}.")
     check_writable(Path(results))
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []

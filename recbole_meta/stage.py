@@ -185,7 +185,7 @@ def check_settings(
 
 def _check_type(value: Any, default: Any, where: str, real: bool = False) -> None:
     """RecBole's settings have no types but those of their defaults; None may become anything."""
-    if default is None or isinstance(default, dict):
+    if default is None or (isinstance(default, dict) and value is None):
         return
     wanted = float if real else type(default)
     kinds = (int, float) if wanted is float else (wanted,)

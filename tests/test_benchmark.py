@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from recbole_meta import sweep
 from recbole_meta.benchmark import Row, read_benchmark
@@ -305,6 +307,28 @@ def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog)
     assert again == ["time/0/PriorRidge~QueryPop.json", "time/1/PriorRidge~QueryPop.json"]
 
 
+@pytest.mark.parametrize("damage", ["half a unit", "no tasks", "another seed", "changed settings"])
+def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
+    shutil.copytree(done.parent, tmp_path / "runs")
+    folder = tmp_path / "runs" / "small"
+    unit = folder / "time" / "0" / "Pop.json"
+    run_of = folder / units_of(folder)["time/0/Pop.json"]["runs"]["2"]
+    result = json.loads((run_of / "result.json").read_text("utf-8"))
+    if damage == "half a unit":
+        unit.write_text(unit.read_text()[:40])
+    elif damage == "no tasks":
+        (run_of / "tasks.npz").unlink()
+    elif damage == "another seed":
+        (run_of / "result.json").write_text(json.dumps(result | {"seed": 4}))
+    else:
+        config = result["config"] | {"chunk_size": 7}
+        (run_of / "result.json").write_text(json.dumps(result | {"config": config}))
+    other = (folder / "time" / "1" / "Pop.json").stat().st_mtime_ns
+    go(str(done.parents[1] / "small.yaml"), tmp_path / "runs")
+    assert units_of(folder) == units_of(done) and results_of(folder) == results_of(done)
+    assert (folder / "time" / "1" / "Pop.json").stat().st_mtime_ns == other
+
+
 # A unit that fails.
 
 
@@ -363,21 +387,42 @@ def test_the_command_ends_with_an_error_where_units_failed(
     assert error.startswith("error: Benchmark 'small' is not finished: 2 units failed: time/0/Fold")
 
 
-def test_what_another_process_saw_fail_is_not_tried_again(
+def test_what_another_process_did_or_saw_fail_is_left_to_it(
     tmp_path, sample_path, prepared_path, monkeypatch
 ):
-    page = changed(rows=failing()["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(rows=failing()["rows"][:2], recbole=PAGE["recbole"] | {"rows": []})
     benchmark, start = read_benchmark(write(tmp_path, page)), time.time()
     two = [
         Sweep(benchmark, str(sample_path), prepared_path, tmp_path / "runs", start)
         for _ in range(2)
     ]
+    before = two[1]._open()
+    assert len(before) == 4
     two[0].run()
     monkeypatch.setattr(sweep, "fit_learner", None)
+    assert not any(two[1]._try(unit) for unit in before), "seen as missing, done meanwhile"
     two[1].run()
     with pytest.raises(RecboleMetaError, match="2 units failed"):
         two[1].check()
     assert "Singular" in (tmp_path / "runs/small/time/0/Fold.json.failed").read_text()
+
+
+def test_a_unit_is_written_before_its_lock_is_let_go(
+    tmp_path, sample_path, prepared_path, monkeypatch
+):
+    """Else another process finds it neither locked nor done, and does it again."""
+    page = changed(rows=PAGE["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    held, plain = [], sweep.write_atomically
+
+    def write_atomically(path, content):
+        with pytest.raises(Timeout), FileLock(f"{path}.lock", timeout=0):
+            pass
+        held.append(path.name)
+        plain(path, content)
+
+    monkeypatch.setattr(sweep, "write_atomically", write_atomically)
+    run_benchmark(write(tmp_path, page), str(sample_path), prepared_path, tmp_path / "runs")
+    assert held == ["Pop.json", "Pop.json"]
 
 
 # A sweep that is killed, by several processes.
@@ -421,6 +466,21 @@ def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, 
     assert results_of(runs / "small") == results_of(done)
     finished = made(tmp_path / "again.log")
     assert sorted(finished) == sorted(units_of(done).keys() - before.keys())
+
+
+def test_clean_leaves_nothing_of_a_sweep_and_all_that_is_not_of_it(done, tmp_path, capsys):
+    shutil.copytree(done.parent, tmp_path / "runs")
+    (tmp_path / "runs/small/time/0/Fold.json.failed").touch()  # a unit that failed has no more
+    mine = [tmp_path / "runs/small/package.json", tmp_path / "runs/small/package.json.lock"]
+    for path in mine:
+        path.write_text('{"name": "mine", "seconds": 3}')
+    paths = ["--runs", str(tmp_path / "runs"), "--prepared_path", str(tmp_path / "prepared")]
+    assert main(["clean", *paths]) == 0
+    assert units_of(tmp_path / "runs" / "small").keys() > units_of(done).keys()
+    assert main(["clean", "--yes", *paths]) == 0
+    assert capsys.readouterr().out.count("\ndeleted ") == N_UNITS + len(results_of(done))
+    assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == mine
+    assert [path.name for path in (tmp_path / "runs").rglob("*") if path.is_dir()] == ["small"]
 
 
 # Its table.

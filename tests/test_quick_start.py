@@ -14,7 +14,7 @@ import yaml
 
 from recbole_meta import fitting
 from recbole_meta.data.prepared import open_prepared
-from recbole_meta.errors import DataError, SettingError
+from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.evaluation.judge import Judge
 from recbole_meta.quick_start import run
 
@@ -177,6 +177,29 @@ def test_settings_win_over_later_files_and_those_over_earlier_ones(start, tmp_pa
 def test_what_was_given_beyond_the_page_is_noted_down(start):
     result = result_of(start("BPR", epochs=1, train_batch_size=64)["runs"][0])
     assert result["config"]["train_batch_size"] == 64 and result["config"]["epochs"] == 1
+
+
+def test_code_in_a_setting_is_a_string(start, tmp_path, monkeypatch):
+    """RecBole alone evaluates every string that a Config is given."""
+    monkeypatch.chdir(tmp_path)
+    code = "__import__('pathlib').Path('owned').touch()"
+    found = start("NeuMF", epochs=1, mf_pretrain_path=code, mf_embedding_size=4)
+    assert not Path("owned").exists()
+    assert result_of(found["runs"][0])["config"]["mf_pretrain_path"] == code
+
+
+@pytest.mark.parametrize("model", ["EASE", "EASEFoldIn"])
+def test_a_model_that_raises_is_named_with_its_settings(start, model):
+    message = rf"^{model} stopped with LinAlgError: Singular matrix \(settings: .*reg_weight = 0"
+    with pytest.raises(RecboleMetaError, match=message) as caught:
+        start(model, reg_weight=0.0)
+    assert isinstance(caught.value.__cause__, np.linalg.LinAlgError)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_cannot_take(start, seed):
+    with pytest.raises(SettingError, match=f"'seed' must be from 0 to 4294967295, found {seed}"):
+        start("Pop", seed=seed)
 
 
 def test_nothing_is_left_where_one_stands(sample_path, tmp_path, monkeypatch):

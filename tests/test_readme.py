@@ -1,0 +1,77 @@
+"""What the README tells one to type: command lines are read, Python blocks run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_meta import cli
+from recbole_meta.quick_start import check_run, protocol_settings, split_settings
+from recbole_meta.settings import load_properties
+from recbole_meta.stage import check_keys, choose_model, knows
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = (["recbole-meta"], ["python", "run_recbole_meta.py"])
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every command of ours in the bash blocks, as words."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [found for found in words if any(found[: len(p)] == p for p in PROGRAMS)]
+
+
+def test_the_readme_has_what_is_tested_here():
+    assert blocks("python"), "no ```python block in README.md"
+    programs = {words[0] for words in commands()}
+    assert programs == {"recbole-meta", "python"}, "README.md shows neither or only one program"
+    mentioned = re.findall(r"(?:^|&& ?)\s*(?:recbole-meta|python run_recbole_meta\.py)\b",
+                           "".join(blocks("bash")), re.M)  # fmt: skip
+    assert len(mentioned) == len(commands())
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_is_read(words):
+    """By the parser; models, settings and protocol of a run exist and fit each other."""
+    ours = words[0] == "recbole-meta"
+    parser, rest = (cli._parser(), words[1:]) if ours else (cli._run_parser(), words[2:])
+    options, free = parser.parse_known_args(rest)
+    assert options.takes_settings or not free, free
+    options.settings = cli._free(free)
+    if options.function is cli._run:
+        given = cli._changed(options)
+        choices = [choose_model(name) for name in options.model.split(",")]
+        _, theirs = split_settings(options.protocol, given)
+        check_keys(choices, theirs)
+        names = protocol_settings(options.protocol)
+        for choice in choices:
+            read = {k: v for k, v in given.items() if k in names or knows(choice, k)}
+            check_run(choice.name, options.protocol, read, options.device, options.threads)
+    elif options.function in (cli._benchmark, cli._table):
+        load_properties("benchmark", options.name)
+    elif options.function is cli._prepare:
+        load_properties("protocol", options.protocol)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_a_python_block_runs(number, tmp_path):
+    """In an empty folder, with nothing of the other blocks."""
+    script = tmp_path / "block.py"
+    script.write_text(blocks("python")[number], encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    left = {path.name for path in tmp_path.iterdir()} - {"block.py"}
+    assert left <= {"dataset", "runs"}, "files beside the prepared data and the runs"

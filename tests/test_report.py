@@ -1,0 +1,331 @@
+"""The published table and the terminal's, from result files written here by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from recbole_meta.errors import DataError
+from recbole_meta.evaluation.entries import Entry, RunFiles, champion
+from recbole_meta.report import benchmark_table
+from recbole_meta.terminal import terminal_table
+
+GROUP_OF = {"Pop": "floor", "QueryPop": "floor", "Fold": "fold-in", "EASE": "recbole",
+            "BPR": "recbole", "MAML": "published", "Ridge": "ours", "Other": "ours"}  # fmt: skip
+LEAD = {"implicit": "ndcg@10", "rating": "mae", "label": "auc"}
+ALL = {
+    "implicit": ["ndcg@10", "recall@10", "mrr@10", "hit@10"],
+    "rating": ["mae", "rmse"],
+    "label": ["auc", "logloss"],
+}
+
+
+class Tree:
+    """A folder of runs as a sweep leaves it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.page = root, root / "made.yaml"
+        self.entries: list[dict] = []
+
+    def entry(self, name: str, splits: list[int], **more) -> None:
+        entry = {"name": name, "protocol": "user_cold_curve", "splits": splits, **more}
+        self.entries.append(entry)
+        rows = [{"name": n, "model": n, "grid": {}} for n, g in GROUP_OF.items() if g != "recbole"]
+        theirs = [{"name": n, "model": n} for n, g in GROUP_OF.items() if g == "recbole"]
+        recbole = {"searches": [{"trials": 3}], "rows": theirs}
+        page = {"dataset": "made", "settings": self.entries, "rows": rows, "recbole": recbole}
+        self.page.write_text(yaml.safe_dump(page), "utf-8")
+
+    def run(
+        self, model, values, valid, entry="time", split=0, k=5, query="after",
+        feedback="implicit", slices=None,
+    ):  # fmt: skip
+        """One unit: ``values`` (user -> lead metric) on test, ``valid`` the mean on valid."""
+        base = self.root / "runs" / "made" / entry / str(split)
+        folder = base / "runs" / f"{model}-k{k}"
+        folder.mkdir(parents=True)
+        lead, names = LEAD[feedback], ALL[feedback]
+        arrays = {"task": np.array(list(values))}
+        arrays |= {name: np.array(list(values.values())) for name in names}
+        found = {query: dict.fromkeys(names, float(np.mean(list(values.values()))))}
+        for name, members in (slices or {}).items():
+            column = np.array([members.get(user, np.nan) for user in values])
+            arrays[f"{name}/{lead}"], found[name] = column, {lead: float(np.nanmean(column))}
+        np.savez(folder / "tasks.npz", **arrays)
+        result = {
+            "model": model, "group": GROUP_OF[model], "reads": "ids", "dataset": "made",
+            "protocol": "user_cold_curve", "order": "time", "split": split, "shots": k,
+            "query": query, "metrics": found[query], "slices": found,
+            "valid_slices": {q: dict.fromkeys(names, valid) for q in found},
+            "seconds": {"fit": 1.0, "evaluate": 0.5},
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result), "utf-8")
+        place = str(folder.relative_to(self.root / "runs" / "made"))
+        unit = {"row": model, "runs": {str(k): place}, "chosen": {str(k): {}}}
+        if GROUP_OF[model] != "recbole":
+            unit |= {"scores": [], "trials": [{}]}
+        (base / f"{model}-k{k}.json").write_text(json.dumps(unit), "utf-8")
+        return folder
+
+    def table(self) -> tuple[list[dict], str]:
+        table, page = benchmark_table(str(self.page), self.root / "runs", self.root / "results")
+        return json.loads(table.read_text("utf-8")), page.read_text("utf-8")
+
+
+@pytest.fixture
+def tree(tmp_path) -> Tree:
+    return Tree(tmp_path)
+
+
+def pick(rows: list[dict], **wanted) -> dict:
+    """The only row with these entries."""
+    (row,) = [row for row in rows if wanted.items() <= row.items()]
+    return row
+
+
+def users(*values: float, first: int = 0) -> dict[str, float]:
+    return {f"u{first + i:02d}": value for i, value in enumerate(values)}
+
+
+def spread(mean: float, seed: int, n: int = 40) -> dict[str, float]:
+    return users(*np.random.default_rng(seed).normal(mean, 0.1, n).tolist())
+
+
+# The unit is the user.
+
+
+def test_a_user_of_two_splits_counts_once(tree):
+    """u1 and u2 are judged twice: their values are averaged first, then users."""
+    tree.entry("time", [0, 1])
+    tree.run("Pop", {"u0": 0.0, "u1": 0.2, "u2": 0.4}, valid=0.5)
+    tree.run("Pop", {"u1": 0.4, "u2": 0.4, "u3": 1.0}, valid=0.5, split=1)
+    tree.run("Ridge", {"u0": 0.5, "u1": 0.5, "u2": 0.9}, valid=0.5)
+    tree.run("Ridge", {"u1": 0.7, "u2": 0.5, "u3": 1.0}, valid=0.7, split=1)
+    rows, text = tree.table()
+    cell = {"metric": "ndcg@10", "slice": "after", "k": 5}
+    pop = pick(rows, model="Pop", split="all", **cell)
+    assert pop["mean"] == pytest.approx((0.0 + 0.3 + 0.4 + 1.0) / 4)  # and not 2.4 / 6
+    assert pop["n_tasks"] == 4
+    ridge = pick(rows, model="Ridge", split="all", **cell)
+    assert ridge["mean"] == pytest.approx((0.5 + 0.6 + 0.7 + 1.0) / 4)
+    assert ridge["gain_over_floor"] == pytest.approx((0.5 + 0.3 + 0.3 + 0.0) / 4)
+    assert ridge["gain_low"] <= ridge["gain_over_floor"] <= ridge["gain_high"]
+    assert ridge["gain_low"] >= 0 and ridge["gain_high"] <= 0.5  # paired: the gains' own range
+    assert ridge["valid"] == pytest.approx(0.6)
+    one = pick(rows, model="Ridge", split="1", **cell)
+    assert one["mean"] == pytest.approx(2.2 / 3, abs=1e-4) and one["n_tasks"] == 3
+    assert one["gain_over_floor"] is None and one["champion"] is False
+    assert "| ours | Ridge | **0.700** (+0.275 [" in text and "model (4 users)" in text
+
+
+# Champions and tests.
+
+
+@pytest.fixture
+def board(tree) -> Tree:
+    """Three k; on test the order within the groups is the opposite of valid's."""
+    tree.entry("time", [0])
+    for k, gain in ((1, 0.0), (5, 0.06), (10, 0.2)):
+        tree.run("Pop", spread(0.3, 1), valid=0.5, k=k)
+        tree.run("QueryPop", spread(0.4, 2), valid=0.4, k=k)
+        tree.run("Fold", spread(0.32, 3), valid=0.45, k=k)
+        tree.run("EASE", spread(0.2, 4), valid=0.6, k=k)
+        tree.run("BPR", spread(0.9, 5), valid=0.5, k=k)
+        tree.run("Ridge", spread(0.3 + gain, 6), valid=0.7, k=k)
+        tree.run("Other", spread(0.8, 7), valid=0.6, k=k)
+    return tree
+
+
+def test_champions_are_named_by_valid(board):
+    rows, text = board.table()
+    lead = [r for r in rows if r["metric"] == "ndcg@10" and r["slice"] == "after"]
+    named = {(r["k"], r["model"]) for r in lead if r["champion"]}
+    assert named == {(k, m) for k in (1, 5, 10) for m in ("Pop", "Fold", "EASE", "Ridge")}
+    assert all(r["gain_over_floor"] is None for r in lead if r["model"] == "Pop")
+    gain = pick(lead, k=10, model="Other")["gain_over_floor"]
+    assert gain == pytest.approx(
+        np.mean(list(spread(0.8, 7).values())) - np.mean(list(spread(0.3, 1).values())), abs=1e-4
+    ), "over the floor that valid named"
+    (line,) = [line for line in text.splitlines() if line.startswith("| ours | Other |")]
+    assert "**" not in line
+    (line,) = [line for line in text.splitlines() if line.startswith("| ours | Ridge |")]
+    assert line.count("**") == 6
+
+
+def by_hand_holm(p: dict) -> dict:
+    """Step down: the i-th smallest of m times (m - i), never below the one before."""
+    adjusted, before = {}, 0.0
+    for i, (key, value) in enumerate(sorted(p.items(), key=lambda pair: pair[1])):
+        before = max(before, min(1.0, value * (len(p) - i)))
+        adjusted[key] = before
+    return adjusted
+
+
+def test_only_champions_are_tested_and_holm_is_over_the_whole_table(board):
+    rows, text = board.table()
+    values = {("Pop", k): spread(0.3, 1) for k in (1, 5, 10)}
+    for k, gain in ((1, 0.0), (5, 0.06), (10, 0.2)):
+        values |= {("Fold", k): spread(0.32, 3), ("EASE", k): spread(0.2, 4),
+                   ("Ridge", k): spread(0.3 + gain, 6)}  # fmt: skip
+
+    def p(model, against, k):
+        ours, theirs = values[model, k], values[against, k]
+        return stats.wilcoxon([ours[user] - theirs[user] for user in ours]).pvalue
+
+    floor = {(m, k): p(m, "Pop", k) for m in ("Fold", "EASE", "Ridge") for k in (1, 5, 10)}
+    cf = {("Ridge", k): p("Ridge", "EASE", k) for k in (1, 5, 10)}  # EASE: the best CF on valid
+    for column, raw in (("p_floor", floor), ("p_cf", cf)):
+        found = {(r["model"], r["k"]): r[column] for r in rows if r[column] is not None}
+        assert found == pytest.approx(by_hand_holm(raw), rel=5e-3), column
+    tested = [r for r in rows if r["p_floor"] is not None or r["p_cf"] is not None]
+    assert {(r["metric"], r["slice"], r["split"]) for r in tested} == {("ndcg@10", "after", "all")}
+    (line,) = [line for line in text.splitlines() if line.startswith("| ours | Ridge |")]
+    first, _, third = line.strip("| ").split(" | ")[2:]
+    assert ">floor" not in first and ">floor" in third and ">CF" in third
+    (line,) = [line for line in text.splitlines() if line.startswith("| recbole | EASE |")]
+    assert "<floor" in line and ">floor" not in line
+
+
+def test_groups_that_did_not_run_are_no_champions(tree):
+    tree.entry("time", [0])
+    tree.run("Ridge", spread(0.5, 1), valid=0.5)
+    rows, text = tree.table()
+    row = pick(rows, metric="ndcg@10", split="all")
+    assert row["champion"] and row["p_floor"] is row["p_cf"] is row["gain_over_floor"] is None
+    assert "Not finished, so not shown: Pop, QueryPop, Fold, MAML, Other, EASE, BPR." in text
+
+
+# What is shown and what is not.
+
+
+def test_a_row_that_lacks_a_split_is_named_and_not_shown(tree):
+    tree.entry("time", [0, 1])
+    for model in GROUP_OF:
+        for split in (0, 1):
+            if (model, split) != ("Other", 1):
+                tree.run(model, spread(0.5, split), valid=0.5, split=split)
+    rows, text = tree.table()
+    assert {row["model"] for row in rows} == GROUP_OF.keys() - {"Other"}
+    assert "Not finished, so not shown: Other." in text
+
+
+def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
+    """``all`` asks for everything after the reserve, which ``time`` judged as a slice."""
+    tree.entry("time", [0])
+    tree.entry("all", [0], recbole_from="time")
+    tree.entry("none", [0], recbole_from=None, groups=["floor"])
+    rest = spread(0.7, 3)
+    for model in GROUP_OF:
+        tree.run(model, spread(0.2, 2), valid=0.3, query="rows_1_10", slices={"after": rest})
+        if GROUP_OF[model] != "recbole":
+            tree.run(model, spread(0.6, 4), valid=0.5, entry="all")
+    tree.run("Pop", spread(0.1, 5), valid=0.5, entry="none")
+    rows, text = tree.table()
+    of_time, of_all, of_none = text.split("\n## ")[1:4]
+    assert "| BPR |" in of_time and "| BPR |" in of_all and "| BPR |" not in of_none
+    after = [row for row in rows if row["slice"] == "after" and row["metric"] == "ndcg@10"]
+    bpr = pick(after, model="BPR", split="all")
+    assert bpr["mean"] == pytest.approx(np.mean(list(rest.values())), abs=1e-4)
+    assert "Not finished" not in text
+
+
+def test_a_slice_that_only_a_later_split_has_is_shown(tree):
+    tree.entry("time", [0, 1])
+    later = {"u00": 0.25, "u01": 0.75}
+    for model in ("Pop", "Ridge"):
+        tree.run(model, spread(0.5, 1), valid=0.5)
+        tree.run(model, spread(0.5, 2), valid=0.5, split=1, slices={"later": later})
+    rows, text = tree.table()
+    row = pick(rows, model="Ridge", slice="later", split="all")
+    assert row["mean"] == pytest.approx(0.5) and row["n_tasks"] == 2
+    assert "Slice `later` (2 users):" in text
+
+
+def test_nothing_finished_is_an_error_that_says_what_to_run(tree):
+    tree.entry("time", [0])
+    with pytest.raises(DataError, match=r"made/time: no finished run.*recbole-meta benchmark made"):
+        tree.table()
+
+
+def test_ratings_are_better_when_smaller(tree):
+    tree.entry("time", [0])
+    same = {"feedback": "rating"}
+    tree.run("Pop", spread(0.8, 1), valid=0.9, **same)
+    tree.run("QueryPop", spread(0.9, 2), valid=0.8, **same)
+    tree.run("Ridge", spread(0.5, 3), valid=0.6, **same)
+    tree.run("Other", spread(0.4, 4), valid=0.7, **same)
+    tree.run("Fold", spread(1.3, 5), valid=0.8, **same)
+    rows, text = tree.table()
+    named = {row["model"] for row in rows if row["champion"]}
+    assert named == {"QueryPop", "Ridge", "Fold"}
+    assert pick(rows, model="Ridge", metric="mae")["gain_over_floor"] < 0
+    (ridge,) = [line for line in text.splitlines() if "| Ridge |" in line]
+    (fold,) = [line for line in text.splitlines() if "| Fold |" in line]
+    assert ">floor" in ridge and "<floor" in fold and "MAE" in text
+
+
+def test_champion_ignores_rows_that_valid_did_not_judge(tree):
+    tree.entry("time", [0])
+    folders = [tree.run(m, spread(0.5, 1), valid=v) for m, v in (("Ridge", 0.4), ("Other", 0.9))]
+    entries = [Entry(f.name, "ours", "ids", (RunFiles(f),)) for f in folders]
+    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Other-k5"
+    assert champion(entries, ["floor"], "after", "ndcg@10") is None
+    del entries[1].runs[0].result["valid_slices"]["after"]
+    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Ridge-k5"
+
+
+# The terminal's table.
+
+
+def lines_of(text: str) -> dict[str, str]:
+    """Model -> its line."""
+    return {line[1:].split()[1]: line for line in text.splitlines() if line[1:].split()[1:]}
+
+
+def test_the_terminal_marks_the_best_and_compares_with_the_floor_of_valid(tree):
+    tree.entry("time", [0])
+    runs = [
+        tree.run("Pop", users(0.1, 0.3), valid=0.9),
+        tree.run("QueryPop", users(0.7, 0.7), valid=0.1),
+        tree.run("Ridge", users(0.4, 0.6), valid=0.2),
+        tree.run("Other", users(0.5, 0.9), valid=0.3),
+    ]
+    text = terminal_table(runs)
+    found = lines_of(text)
+    assert [model for model, line in found.items() if line.startswith("*")][:1] == ["QueryPop"]
+    assert "gain over Pop [95 %]" in text and "(best floor on valid)" in found["Pop"]
+    assert "+0.3000 [+0.3000, +0.3000]" in found["Ridge"], "paired over users"
+    assert "+0.5000 [+0.4000, +0.6000]" in found["Other"]
+    assert "1.5" in found["Ridge"].split() and found["Ridge"].split()[-1] == "ids"
+    order = [line for line in text.splitlines() if line.split()[-1] == "ids"]
+    assert [line[1:].split()[1] for line in order] == ["Pop", "QueryPop", "Ridge", "Other"]
+    assert "larger is better" in text and "settings are the defaults." in text
+    assert "the defaults but noise = 0.1." in terminal_table(runs, {"noise": 0.1})
+
+
+def test_the_terminal_marks_the_smallest_error(tree):
+    tree.entry("time", [0])
+    same = {"feedback": "rating"}
+    runs = [
+        tree.run("Pop", users(0.9, 1.1), valid=0.8, **same),
+        tree.run("QueryPop", users(0.8, 0.9), valid=0.9, **same),
+        tree.run("Ridge", users(0.5, 0.9), valid=0.7, **same),
+        tree.run("Other", users(2.0, 2.0), valid=0.7, **same),
+    ]
+    text = terminal_table(runs)
+    found = lines_of(text)
+    assert [m for m, line in found.items() if line.startswith("* ") and "ours" in line] == ["Ridge"]
+    assert "gain over Pop" in text and "smaller is better" in text
+    assert "-0.3000 [-0.4000, -0.2000]" in found["Ridge"]
+
+
+def test_the_terminal_has_a_table_for_each_k(tree):
+    tree.entry("time", [0])
+    runs = [tree.run("Ridge", users(0.1 * k, 0.2), valid=0.5, k=k) for k in (1, 10, 5)]
+    text = terminal_table(runs)
+    heads = [line for line in text.splitlines() if line.startswith("made, ")]
+    assert [head.split("k = ")[1].split(":")[0] for head in heads] == ["1", "5", "10"]
+    assert "2 cold users" in heads[0]
