@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
+from recbole_meta.choice import choose_model
 from recbole_meta.compat import contained
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.evaluation.judge import Judge
 from recbole_meta.fitting import fit_learner
-from recbole_meta.stage import choose_model, load_stage
+from recbole_meta.stage import load_stage
 from recbole_meta.trainer import judge_model
 
 SHOTS = 10

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from recbole_meta.choice import check_feedback, check_settings, choose_model
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import GROUPS, benchmark_page
 from recbole_meta.settings import read_settings
-from recbole_meta.stage import check_feedback, check_settings, choose_model
 
 Settings = dict[str, Any]
 

@@ -81,7 +81,7 @@ def _free(free: Sequence[str]) -> dict[str, Any]:
         try:
             settings[key] = yaml.load(value, YamlLoader)
         except yaml.YAMLError as error:
-            from recbole_meta.stage import check_ignored
+            from recbole_meta.choice import check_ignored
 
             check_ignored(key)  # RecBole's intervals, [5,inf), are no YAML
             raise SettingError(f"Cannot read the value of '--{key}': {error}") from error
@@ -278,8 +278,8 @@ def _prepare(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from recbole_meta.choice import check_keys, choose_model, knows
     from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
-    from recbole_meta.stage import check_keys, choose_model, knows
     from recbole_meta.terminal import terminal_table
     from recbole_meta.tracking import check_writable
 

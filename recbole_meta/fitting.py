@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from recbole_meta.choice import ModelChoice, model_page
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.judge import Judge, Judged
-from recbole_meta.stage import ModelChoice, Stage, load_stage, model_page
+from recbole_meta.stage import Stage, load_stage
 from recbole_meta.trainer import Trainer, judge_model, judge_with
 
 Progress = Callable[[str], None]

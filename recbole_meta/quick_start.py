@@ -4,19 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_meta.choice import ModelChoice, check_feedback, check_settings, choose_model
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.protocol import UserCold
 from recbole_meta.errors import SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.settings import load_properties, load_yaml
-from recbole_meta.stage import (
-    ModelChoice,
-    check_device,
-    check_feedback,
-    check_settings,
-    choose_model,
-)
+from recbole_meta.stage import check_device
 from recbole_meta.tracking import check_writable, write_run
 
 

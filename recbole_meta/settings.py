@@ -2,21 +2,42 @@
 defaults.
 """
 
+import math
 import re
 import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
 from recbole_meta.errors import SettingError, nearest
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Least:
+    """The bound of a number: at least ``value``, or above it."""
+
+    value: float
+    above: bool = False
+
+    def check(self, number: float, where: str) -> None:
+        """An error names the setting, what it may be and what it is."""
+        if number < self.value or (self.above and number == self.value):
+            bound = "above" if self.above else "at least"
+            raise SettingError(f"{where} must be {bound} {self.value:g}, found {number}.")
+
+
+Count = Annotated[int, Least(0)]
+Size = Annotated[int, Least(1)]
+Weight = Annotated[float, Least(0)]
+Positive = Annotated[float, Least(0, above=True)]
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -69,9 +90,10 @@ def load_properties(kind: str, name: str) -> dict[str, Any]:
 def read_settings(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     """The frozen dataclass ``cls`` from ``values``; a missing, unknown or mistyped key is an error.
 
-    Integers pass as floats; a list becomes a tuple where the field is one.
+    So is a number that is not finite or out of the bounds of the field's type (`Count`, `Size`,
+    `Weight`, `Positive`). Integers pass as floats; a list becomes a tuple where the field is one.
     """
-    types_of = typing.get_type_hints(cls)
+    types_of = typing.get_type_hints(cls, include_extras=True)
     wanted = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in wanted:
@@ -86,6 +108,11 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if wanted is Any:
         return value
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Annotated:
+        value = _typed(value, arguments[0], where)
+        for bound in arguments[1:]:
+            bound.check(value, where)
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -113,6 +140,8 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         }
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{where} must be a finite number, found {value!r}.")
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise SettingError(f"{where} must be of type {wanted.__name__}, found {value!r}.")
     return value

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_meta.benchmark import Benchmark, Judging, Row, Search, Settings, read_benchmark
+from recbole_meta.choice import ModelChoice, choose_model, model_page
 from recbole_meta.data.prepare import find_dataset, prepare, read_protocol, sha256
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.errors import RecboleMetaError, SettingError
@@ -35,14 +36,7 @@ from recbole_meta.fitting import (
     used_settings,
     valid_metric,
 )
-from recbole_meta.stage import (
-    ModelChoice,
-    Stage,
-    choose_model,
-    load_stage,
-    model_page,
-    stage_config,
-)
+from recbole_meta.stage import Stage, load_stage, stage_config
 from recbole_meta.tracking import check_writable, write_atomically, write_run
 
 _log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recbole_meta.choice import ModelChoice
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import SettingError
-from recbole_meta.stage import ModelChoice
 
 if TYPE_CHECKING:
     from recbole_meta.fitting import Outcome

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from recbole_meta.choice import choose_model
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.fitting import judge_recbole
-from recbole_meta.stage import choose_model
 
 SEED = 2020
 METRICS = ["ndcg@10", "recall@10", "mrr@10", "hit@10"]

@@ -333,10 +333,10 @@ def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
 
 
 def failing() -> dict:
-    """EASE without a penalty: the matrix is singular; fold-in EASE, too."""
+    """EASE without a penalty is singular; fold-in EASE with next to none scores NaN."""
     page = changed()
     page["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.0, 30.0]}
-    page["rows"].insert(0, {"name": "Fold", "model": "EASEFoldIn", "fixed": {"reg_weight": 0.0}})
+    page["rows"].insert(0, {"name": "Fold", "model": "EASEFoldIn", "fixed": {"reg_weight": 5e-324}})
     return page
 
 
@@ -352,14 +352,14 @@ def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog
     assert "3 units failed" in message and "2 others are missing" in message
     for name in ("time/0/Fold.json", "time/1/Fold.json", "search/time/EASE/"):
         assert name in message
-    assert message.count("Singular matrix") == 3
+    assert message.count("Singular matrix") == 1 and message.count("NaN or infinity") == 2
     units = units_of(folder)
     assert "time/0/EASE-k2.json" not in units, "chosen among half of the trials"
     whole = {"time/0/Pop.json", "time/1/PriorRidge~QueryPop.json", "time/1/BPR-k2.json"}
     assert whole <= units.keys() and len(units) == N_UNITS - 1 - 2
     failures = sorted(folder.rglob("*.failed"))
     assert len(failures) == 3
-    assert all("Traceback" in f.read_text() and "LinAlgError" in f.read_text() for f in failures)
+    assert all("Traceback" in f.read_text() for f in failures)
 
     # The next start tries them again, and only them; once mended they leave no trace.
     caplog.clear()
@@ -404,7 +404,7 @@ def test_what_another_process_did_or_saw_fail_is_left_to_it(
     two[1].run()
     with pytest.raises(RecboleMetaError, match="2 units failed"):
         two[1].check()
-    assert "Singular" in (tmp_path / "runs/small/time/0/Fold.json.failed").read_text()
+    assert "NaN or infinity" in (tmp_path / "runs/small/time/0/Fold.json.failed").read_text()
 
 
 def test_a_unit_is_written_before_its_lock_is_let_go(

@@ -33,6 +33,7 @@ FLOORS = {
     "serving": 3,
     "trainer": 4,
     "tracking": 4,
+    "choice": 4,
     "stage": 4,
     "fitting": 4,
     "sweep": 4,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recbole_meta import cli
+from recbole_meta.choice import check_keys, choose_model, knows
 from recbole_meta.quick_start import check_run, protocol_settings, split_settings
 from recbole_meta.settings import load_properties
-from recbole_meta.stage import check_keys, choose_model, knows
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = (["recbole-meta"], ["python", "run_recbole_meta.py"])

@@ -16,12 +16,13 @@ from torch import Tensor
 from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Weight
 
 
 @dataclass(frozen=True)
 class FoldInSettings(MetaSettings):
     base: Literal["none", "pop", "query_pop"]  # what is added to the rule
-    base_weight: float  # b >= 0, unused without a base
+    base_weight: Weight  # b, unused without a base
 
 
 class FoldInRecommender(MetaRecommender):

@@ -19,7 +19,7 @@ from torch.func import vmap
 
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError
-from recbole_meta.settings import read_settings
+from recbole_meta.settings import Count, Size, read_settings
 
 State = dict[str, Tensor]
 
@@ -28,8 +28,8 @@ State = dict[str, Tensor]
 class MetaSettings:
     """Settings of every learner; a learner's own dataclass extends it."""
 
-    epochs: int  # training epochs; 0: a closed form, fitted by ``prepare``
-    chunk_size: int | None  # tasks that are lifted at once, bounds the memory; ~: all
+    epochs: Count  # training epochs; 0: a closed form, fitted by ``prepare``
+    chunk_size: Size | None  # tasks that are lifted at once, bounds the memory; ~: all
 
 
 class MetaRecommender(GeneralRecommender):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.judge import Judge
 from recbole_meta.fitting import fit_learner, judge_learner, judge_recbole
-from recbole_meta.stage import choose_model, load_stage
+from recbole_meta.stage import load_stage
 
 N_USERS, N_ITEMS, RESERVE, HORIZON = 50, 40, 4, 5
 CURVE = {"shots": [0, 1, 3], "reserve": RESERVE, "horizon": HORIZON, "eligible": 10, "folds": 0}

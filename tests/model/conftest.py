@@ -9,11 +9,12 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_meta.choice import ModelChoice, choose_model
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.episode import Examples
 from recbole_meta.fitting import fit_learner
 from recbole_meta.settings import load_properties
-from recbole_meta.stage import ModelChoice, Stage, choose_model, load_stage
+from recbole_meta.stage import Stage, load_stage
 from recbole_meta.trainer import Trainer
 
 SMALL = {"shots": [0, 1, 3], "reserve": 4, "horizon": 3, "eligible": 8, "folds": 0}

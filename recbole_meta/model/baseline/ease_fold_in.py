@@ -11,11 +11,12 @@ import numpy as np
 
 from recbole_meta.data.warm import WarmUsers
 from recbole_meta.model.fold_in_recommender import FoldInRecommender, FoldInSettings
+from recbole_meta.settings import Positive
 
 
 @dataclass(frozen=True)
 class EASEFoldInSettings(FoldInSettings):
-    reg_weight: float  # lambda > 0, in users
+    reg_weight: Positive  # lambda, in users
 
 
 class EASEFoldIn(FoldInRecommender):

@@ -12,12 +12,13 @@ import numpy as np
 
 from recbole_meta.data.warm import WarmUsers
 from recbole_meta.model.fold_in_recommender import FoldInRecommender, FoldInSettings
+from recbole_meta.settings import Count, Weight
 
 
 @dataclass(frozen=True)
 class ItemKNNFoldInSettings(FoldInSettings):
-    shrink: float  # added to the denominator, >= 0, in users
-    neighbours: int  # most similar items that each item keeps; 0: all
+    shrink: Weight  # added to the denominator, in users
+    neighbours: Count  # most similar items that each item keeps; 0: all
 
 
 class ItemKNNFoldIn(FoldInRecommender):

@@ -13,11 +13,12 @@ from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.baseline.support_median import SupportMedian
 from recbole_meta.model.meta_recommender import MetaSettings, State
+from recbole_meta.settings import Count
 
 
 @dataclass(frozen=True)
 class ShrunkMedianSettings(MetaSettings):
-    pseudo_count: int  # labels that are added to every support, >= 0
+    pseudo_count: Count  # labels that are added to every support
     pseudo_rating: float | None  # what they say; ~: as Constant
 
 

@@ -18,12 +18,13 @@ from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Positive
 
 
 @dataclass(frozen=True)
 class UserItemBiasSettings(MetaSettings):
-    reg_item: float  # added to the number of an item's labels, > 0
-    reg_user: float  # added to the number of a user's labels, > 0
+    reg_item: Positive  # added to the number of an item's labels
+    reg_user: Positive  # added to the number of a user's labels
 
 
 class UserItemBias(MetaRecommender):

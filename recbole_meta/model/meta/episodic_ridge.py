@@ -15,12 +15,13 @@ from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Positive, Size
 
 
 @dataclass(frozen=True)
 class EpisodicRidgeSettings(MetaSettings):
-    embedding_size: int  # d, directions kept, >= 1
-    reg_weight: float  # lambda > 0, of the ridge over warm users
+    embedding_size: Size  # d, directions kept
+    reg_weight: Positive  # lambda, of the ridge over warm users
 
 
 class EpisodicRidge(MetaRecommender):

@@ -16,14 +16,15 @@ from torch import Tensor
 from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Positive, Size, Weight
 
 
 @dataclass(frozen=True)
 class PriorRidgeSettings(MetaSettings):
     base: Literal["pop", "query_pop"]  # what a newcomer without support gets
-    base_weight: float  # b > 0, on the base in the score
-    embedding_size: int  # d, directions kept, >= 1
-    noise: float  # s2 > 0, the variance of an entry around the user's mean
+    base_weight: Weight  # b, on the base in the score
+    embedding_size: Size  # d, directions kept
+    noise: Positive  # s2, the variance of an entry around the user's mean
 
 
 class PriorRidge(MetaRecommender):
