@@ -73,7 +73,7 @@ def ours(prepared, repeats: int) -> dict[str, float]:
     choice = choose_model("PriorRidge")
     stage = load_stage(choice, prepared, "valid", 0, 2020, {})
     start = time.perf_counter()
-    trainer = fit_learner(choice, stage, stage.config)
+    trainer = fit_learner(choice, stage)
     fit = time.perf_counter() - start
     tokens = stage.dataset.field2token_id
     users, items = tokens[stage.dataset.uid_field], tokens[stage.dataset.iid_field]

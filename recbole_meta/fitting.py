@@ -4,22 +4,28 @@ A learner of ours is fitted once for all k, since it adapts; a model of RecBole'
 per k, since the support is in its training file.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from recbole_meta.checkpoint import Checkpoints
 from recbole_meta.choice import ModelChoice, model_page
 from recbole_meta.compat import contained, load_recbole_checkpoint
+from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.judge import Judge, Judged
 from recbole_meta.stage import Stage, load_stage
+from recbole_meta.tracking import versions
 from recbole_meta.trainer import Trainer, judge_model, judge_with
 
 Progress = Callable[[str], None]
@@ -39,6 +45,7 @@ class Outcome:
     seconds: dict[str, float]
     settings: dict[str, Any]
     epochs: int = 0  # epochs of the judged model
+    history: list[dict[str, float]] = field(default_factory=list)  # of each epoch, for learners
 
     @property
     def tested(self) -> Judged:
@@ -99,10 +106,14 @@ def judge_all(
     settings: Mapping[str, Any],
     device: str = "cpu",
     progress: Progress = silent,
+    folder: Path | None = None,
 ) -> Iterator[Outcome]:
-    """Fit and judge a model at every k of the protocol, on valid and on test."""
+    """Fit and judge a model at every k of the protocol, on valid and on test.
+
+    ``folder``: where a learner that trains keeps its checkpoints.
+    """
     if choice.ours:
-        yield from _judge_learner(choice, prepared, seed, settings, device, progress)
+        yield from _judge_learner(choice, prepared, seed, settings, device, progress, folder)
         return
     for k in prepared.shots:
         yield judge_recbole(choice, prepared, k, seed, settings, device, progress)
@@ -115,6 +126,7 @@ def _judge_learner(
     settings: Mapping[str, Any],
     device: str,
     progress: Progress,
+    folder: Path | None,
 ) -> Iterator[Outcome]:
     """Fitted once per training file without support (for valid, and for test where it has its
     own).
@@ -126,33 +138,115 @@ def _judge_learner(
         stages[phase] = shared or load_stage(
             choice, prepared, phase, prepared.shots[0], seed, settings, device
         )
-    fitted: dict[int, tuple[Trainer, float]] = {}
-    for stage in stages.values():
-        if id(stage) not in fitted:
-            start = time.perf_counter()
-            trainer = fit_learner(choice, stage, stage.config)
-            fitted[id(stage)] = trainer, time.perf_counter() - start
+    fitted = fit_both(choice, stages, folder, progress)
     used = used_settings(choice, stages["test"].config, settings)
     for k in prepared.shots:
         progress(f"k = {k}")
-        judged, seconds = {}, {"fit": fitted[id(stages["test"])][1]}
+        judged, seconds = {}, {"fit": fitted["test"].seconds}
         for phase, stage in stages.items():
             start = time.perf_counter()
-            judged[phase] = judge_learner(fitted[id(stage)][0], choice, stage, phase, k)
+            judged[phase] = judge_learner(fitted[phase].trainer, choice, stage, phase, k)
             seconds["evaluate"] = time.perf_counter() - start
-        yield Outcome(k, judged["valid"], judged["test"], seconds, used)
+        trainer = fitted["valid"].trainer
+        yield Outcome(
+            k, judged["valid"], judged["test"], seconds, used, trainer.best_epoch, trainer.history
+        )
 
 
-def fit_learner(choice: ModelChoice, stage: Stage, config: Any) -> Trainer:
-    """A learner of ours, fitted on the stage's training file with these settings."""
+@dataclass(frozen=True)
+class Fit:
+    """A fitted learner, and how long that took."""
+
+    trainer: Trainer
+    seconds: float
+
+
+def fit_both(
+    choice: ModelChoice,
+    stages: Mapping[str, Stage],
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Fit]:
+    """Fitted for valid, where the epochs are chosen, and for test: as long, on its own file."""
+    start = time.perf_counter()
+    trainer = fit_learner(choice, stages["valid"], folder=folder, progress=progress)
+    fits = {"valid": Fit(trainer, time.perf_counter() - start)}
+    fits["test"] = fits["valid"]
+    if stages["test"] is not stages["valid"]:
+        start = time.perf_counter()
+        again = None if folder is None else folder / "refit"
+        refit = fit_learner(choice, stages["test"], trainer.best_epoch, again, progress)
+        fits["test"] = Fit(refit, time.perf_counter() - start)
+    return fits
+
+
+def fit_learner(
+    choice: ModelChoice,
+    stage: Stage,
+    stop_after: int | None = None,
+    folder: Path | None = None,
+    progress: Progress = silent,
+    config: Any = None,
+) -> Trainer:
+    """A learner of ours, fitted on the stage's training file.
+
+    The epoch is chosen on valid by the mean over k, or there are ``stop_after`` of them. With a
+    ``folder`` it writes checkpoints there and goes on from them. ``config``: other settings than
+    the stage's.
+    """
+    config = stage.config if config is None else config
     with contained(), _named(choice, config):
         from recbole.utils import init_seed
 
         init_seed(config["seed"], config["reproducibility"])
         model = choice.cls(config, stage.dataset).to(config["device"])
         trainer = Trainer(config, model)
-        trainer.fit(stage.train, saved=False, verbose=False)
+        if trainer.epochs == 0:
+            trainer.fit(stage.train)
+            return trainer
+        if stop_after is None:
+            trainer.validate = partial(_mean_over_shots, trainer, choice, stage)
+        trainer.stop_after = stop_after
+        if folder is not None:
+            trainer.checkpoints = Checkpoints(folder, _identity(choice, stage, config, stop_after))
+        metric = valid_metric(stage.prepared).name
+        trainer.after_epoch = lambda entry: progress(_said(entry, metric))
+        trainer.fit(EpisodeDataLoader(stage.dataset, config["train_batch_size"], config["seed"]))
     return trainer
+
+
+def _said(entry: Mapping[str, float], metric: str) -> str:
+    score = f", valid {metric} {abs(entry['valid']):.4f}" if "valid" in entry else ""
+    return f"epoch {entry['epoch']}, loss {entry['loss']:.4f}{score}"
+
+
+def _mean_over_shots(trainer: Trainer, choice: ModelChoice, stage: Stage) -> float:
+    """The mean over k of what chooses, on valid; bigger is better."""
+    metric = valid_metric(stage.prepared)
+    scores = [
+        judge_learner(trainer, choice, stage, "valid", k).means()[metric.name]
+        for k in stage.prepared.shots
+    ]
+    return (1 if metric.bigger else -1) * sum(scores) / len(scores)
+
+
+def _identity(
+    choice: ModelChoice, stage: Stage, config: Any, stop_after: int | None
+) -> dict[str, Any]:
+    """What the bits of a training depend on."""
+    return {
+        "model": choice.name,
+        "data": stage.prepared.sha256,
+        "phases": sorted(stage.data),
+        "seed": config["seed"],
+        "settings": json.loads(json.dumps(used_settings(choice, config))),
+        "trainer": {key: config[key] for key in ("learner", "clip_grad_norm", "eval_step",
+                                                 "enable_amp", "enable_scaler")},
+        "stop_after": stop_after,
+        "device": str(config["device"]),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }  # fmt: skip
 
 
 def judge_learner(

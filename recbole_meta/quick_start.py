@@ -12,7 +12,7 @@ from recbole_meta.errors import SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.settings import load_properties, load_yaml
 from recbole_meta.stage import check_device
-from recbole_meta.tracking import check_writable, write_run
+from recbole_meta.tracking import check_writable, training_folder, write_run
 
 
 def run(
@@ -49,7 +49,8 @@ def run(
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []
     with thread_limit(threads):
-        for outcome in judge_all(choice, prepared, seed, theirs, device, progress):
+        training = training_folder(Path(results), choice.name, prepared, seed)
+        for outcome in judge_all(choice, prepared, seed, theirs, device, progress, training):
             folder = write_run(Path(results), choice, prepared, seed, outcome)
             runs.append({
                 "shots": outcome.k, "folder": str(folder),

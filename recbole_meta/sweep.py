@@ -294,7 +294,9 @@ class Sweep:
         for trial in trials:
             stage = self._stage(choice, prepared, "valid", trial)
             start = time.perf_counter()
-            trainer = fit_learner(choice, stage, self._config(choice, prepared, "valid", trial))
+            trainer = fit_learner(
+                choice, stage, config=self._config(choice, prepared, "valid", trial)
+            )
             fit = time.perf_counter() - start
             scores.append({})
             for k in prepared.shots:
@@ -306,7 +308,9 @@ class Sweep:
         runs = {}
         for k, (_, trial, valid, fit) in best.items():
             last = self._stage(choice, prepared, "test", trial)
-            trainer = fit_learner(choice, last, self._config(choice, prepared, "test", trial))
+            trainer = fit_learner(
+                choice, last, config=self._config(choice, prepared, "test", trial)
+            )
             start = time.perf_counter()
             test = judge_learner(trainer, choice, last, "test", k)
             seconds = {"fit": fit, "evaluate": time.perf_counter() - start}

@@ -30,6 +30,11 @@ def run_folder(root: Path, model: str, prepared: Prepared, seed: int, k: int) ->
     return root / setting / f"{model}-seed{seed}-k{k}"
 
 
+def training_folder(root: Path, model: str, prepared: Prepared, seed: int) -> Path:
+    """Where a learner that is trained once for all k keeps its checkpoints."""
+    return run_folder(root, model, prepared, seed, 0).with_name(f"{model}-seed{seed}")
+
+
 def write_run(
     root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome"
 ) -> Path:
@@ -55,6 +60,7 @@ def write_run(
         "valid_slices": {name: outcome.valid.means(name) for name in outcome.valid.metrics},
         "seconds": outcome.seconds,
         "epochs": outcome.epochs,
+        "history": outcome.history,
         "config": outcome.settings,
         "versions": versions(),
         "data": {"prepared": prepared.name, "sha256": prepared.sha256},

@@ -2,32 +2,184 @@
 trainer.
 """
 
+import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import recbole.trainer
 import torch
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 
+from recbole_meta.checkpoint import Checkpoints, generators, set_generators
+from recbole_meta.errors import DataError
 from recbole_meta.evaluation.judge import Judge, Judged
+
+History = list[dict[str, float]]
 
 
 class Trainer(recbole.trainer.Trainer):
-    """RecBole's trainer that calls ``prepare`` first and needs no parameters."""
+    """RecBole's trainer for learners: ``prepare`` first, then epochs of tasks where there are any.
+
+    The epoch that is best on valid is kept, by unrounded values. With ``checkpoints`` every epoch
+    ends with all that the next one depends on in ``last.pt``: a run that was killed and is started
+    again ends with the same bits.
+    """
+
+    validate: Callable[[], float] | None = None  # the score that chooses the epoch, bigger: better
+    checkpoints: Checkpoints | None = None
+    stop_after: int | None = None  # epochs, where they were chosen before; the last one is kept
+    after_epoch: Callable[[dict[str, float]], None] | None = None
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.history: History = []
+        self.best_epoch = 0  # from 1; 0: none
+        self.best_score = -math.inf
+        self.waited = 0  # validations since the best
+        self._best: dict[str, Any] | None = None
+        self.schedule = None
+        if self.optimizer is not None:
+            self.schedule = LambdaLR(self.optimizer, _rate(config["schedule"], self.epochs))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
 
     def _build_optimizer(self, **kwargs: Any) -> "torch.optim.Optimizer | None":
         parameters = list(self.model.parameters())
         return super()._build_optimizer(**kwargs) if parameters else None
 
-    def fit(self, train_data: Any, valid_data: Any = None, **kwargs: Any) -> Any:
-        """Closed forms are fitted, then epochs run where there are any; (best valid score, its
-        result).
+    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """(best valid score, its result) as RecBole's; the model is the best epoch's.
+
+        Where ``validate`` is not set, ``valid_data`` is judged by RecBole's ``valid_metric``.
         """
         self.model.prepare(train_data)
         if self.epochs > 0:
-            return super().fit(train_data, valid_data, **kwargs)
+            if self.validate is None and valid_data is not None and self.stop_after is None:
+                self.validate = lambda: self._valid_score(valid_data)
+            self._resume(train_data)
+            while not self._is_over():
+                self._one_epoch(train_data)
+            if self._best is not None:
+                self.model.load_state_dict(self._best)
+            self.model.eval()
+            return self.best_score, self.best_valid_result
         if valid_data is None:
             return -1, None
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
         return self.best_valid_score, self.best_valid_result
+
+    def _valid_score(self, valid_data: Any) -> float:
+        score, self.best_valid_result = self._valid_epoch(valid_data)
+        return float(score if self.valid_metric_bigger else -score)
+
+    def _is_over(self) -> bool:
+        done = len(self.history)
+        return done >= (self.stop_after or self.epochs) or self.waited > self.stopping_step
+
+    def _one_epoch(self, train_data: Any) -> None:
+        epoch = len(self.history) + 1
+        entry = {"epoch": epoch, "loss": self._train_epoch(train_data, epoch)}
+        assert self.schedule is not None
+        self.schedule.step()
+        if self.validate is not None and epoch % self.eval_step == 0:
+            self.model.eval()
+            entry["valid"] = self.validate()
+        self.history.append(entry)
+        if self.validate is None:
+            self.best_epoch = epoch  # nothing chooses: the last one
+        elif "valid" in entry:
+            self._compare(epoch, entry["valid"])
+        if self.checkpoints is not None:
+            self.checkpoints.write("last", self._state(train_data))
+        if self.after_epoch is not None:
+            self.after_epoch(entry)
+
+    def _compare(self, epoch: int, score: float) -> None:
+        if not score > self.best_score:
+            self.waited += 1
+            return
+        self.best_epoch, self.best_score, self.waited = epoch, score, 0
+        self._best = copy.deepcopy(self.model.state_dict())
+        if self.checkpoints is not None:
+            self.checkpoints.write("best", {"epoch": epoch, "model": self._best})
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
+        """The mean loss of the epoch's batches."""
+        self.model.train()
+        loss_func = loss_func or self.model.calculate_loss
+        total, batches = 0.0, 0
+        for number, interaction in enumerate(train_data, start=1):
+            interaction = interaction.to(self.device)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, enabled=bool(self.enable_amp)):
+                loss = loss_func(interaction)
+            if not torch.isfinite(loss):
+                raise DataError(self._not_finite(loss.item(), epoch_idx, number, interaction))
+            self.backward(loss)
+            self.scaler.unscale_(self.optimizer)
+            if self.clip_grad_norm:
+                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            total, batches = total + loss.item(), number
+        return total / max(1, batches)
+
+    def backward(self, losses: torch.Tensor) -> None:
+        """Gradients of the parameters from the losses: here of one loss."""
+        self.scaler.scale(losses).backward()
+
+    def _not_finite(self, loss: float, epoch: int, batch: int, interaction: Any) -> str:
+        tasks = interaction["task"].tolist() if "task" in interaction.columns else []
+        return (
+            f"{type(self.model).__name__}: the loss is {loss} in epoch {epoch}, batch {batch} "
+            f"(tasks with RecBole's ids {tasks[:5]}, ..). Try a smaller learning_rate or inner_lr, "
+            "or clip_grad_norm."
+        )
+
+    def _state(self, train_data: Any) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        assert self.optimizer is not None and self.schedule is not None
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": generators(),
+            "loader": train_data.state_dict(),
+            "history": self.history,
+            "best": [self.best_epoch, self.best_score, self.waited],
+        }
+
+    def _resume(self, train_data: Any) -> None:
+        """Go on after the last finished epoch of this training, where there is one."""
+        state = self.checkpoints.read("last") if self.checkpoints else None
+        if state is None:
+            return
+        assert self.optimizer is not None and self.schedule is not None and self.checkpoints
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        train_data.load_state_dict(state["loader"])
+        self.history = state["history"]
+        self.best_epoch, self.best_score, self.waited = state["best"]
+        if self.validate is not None and self.best_epoch:
+            best = self.checkpoints.read("best")
+            if best is None or best["epoch"] < self.best_epoch:
+                raise DataError(f"{self.checkpoints.folder} has a last.pt without its best.pt.")
+            if best["epoch"] == self.best_epoch:  # else it is of the epoch that was cut short
+                self._best = best["model"]
+        set_generators(state["generators"])
+
+
+def _rate(schedule: str | None, epochs: int) -> Callable[[int], float]:
+    """The factor on the learning rate in an epoch, from 0."""
+    if schedule == "cosine":
+        return lambda epoch: 0.5 * (1 + math.cos(math.pi * epoch / max(1, epochs)))
+    return lambda epoch: 1.0
 
 
 def judge_with(trainer: recbole.trainer.Trainer, judge: Judge) -> None:

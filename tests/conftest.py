@@ -70,3 +70,13 @@ def make_world(tmp_path_factory) -> Callable:
 def sample_path() -> Path:
     """The folder of the sample data set ``tiny``: even users love even items, odd users odd."""
     return ROOT / "dataset"
+
+
+@pytest.fixture
+def float64():
+    """Models made in the test are double precision."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -31,6 +31,7 @@ FLOORS = {
     "evaluation": 3,
     "fused_recommender": 3,
     "serving": 3,
+    "checkpoint": 4,
     "trainer": 4,
     "tracking": 4,
     "choice": 4,

@@ -36,6 +36,7 @@ class Prepared:
         self.shots: tuple[int, ...] = tuple(about["shots"])
         self.query_start: int = about["query_start"]
         self.horizon: int | None = about["horizon"]
+        self.held_out: int = about.get("held_out", 0)  # rows of a task's query; 0: by position
         self.fields = read_settings(DataFields, about["fields"], str(self.path))
 
     def _check_bytes(self) -> None:
@@ -96,16 +97,23 @@ class Prepared:
         rows = self.rows(name)
         return rows[rows["user"].isin(self.tasks(phase))]
 
+    def _phases_of(self, phase: str) -> list[str]:
+        """The phases whose tasks are judged from the phase's training file."""
+        about = self.description["train"]
+        return [other for other, name in about.items() if name == about[phase]]
+
+    def support_in_train(self, phase: str) -> pd.DataFrame:
+        """The early rows of all tasks that are judged from the phase's training file."""
+        return pd.concat([self.early_rows(other) for other in self._phases_of(phase)])
+
     def warm_rows(self, phase: str) -> pd.DataFrame:
-        """The training rows of users who are a task of neither phase of this training file."""
+        """The rows of the phase's training file that are the support of no task."""
         rows = self.rows(self.train_name(phase, self.shots[0]))
-        return rows[~rows["user"].isin(self.cold_users(phase))]
+        return rows[~_pairs(rows).isin(_pairs(self.support_in_train(phase)))]
 
     def cold_users(self, phase: str) -> set[str]:
-        """Users whose rows in the phase's training file are support, not warm histories."""
-        same_file = [p for p, name in self.description["train"].items()
-                     if name == self.description["train"][phase]]  # fmt: skip
-        return {user for p in same_file for user in self.tasks(p)}
+        """The tasks that are judged from the phase's training file."""
+        return {user for other in self._phases_of(phase) for user in self.tasks(other)}
 
     @cached_property
     def catalogue(self) -> list[str]:

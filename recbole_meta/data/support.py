@@ -24,4 +24,4 @@ def read_support(
     mask[user, place] = 1
     label[user, place] = rows.get("target", 1)
     labels, masks = torch.from_numpy(label).float(), torch.from_numpy(mask).float()
-    return Examples(torch.from_numpy(x), labels, masks)
+    return Examples(torch.from_numpy(x), labels, masks, torch.arange(len(users)))

@@ -1,7 +1,7 @@
 r"""Warm users' histories: what closed forms, floors and fold-in rules are computed from.
 
-U warm users, I items (RecBole's ids, 0 is padding). Rows of cold users, their support in a
-transductive training file included, are left out.
+U warm users, I items (RecBole's ids, 0 is padding). The support of cold users in a transductive
+training file is left out.
 """
 
 from functools import cached_property
@@ -13,7 +13,7 @@ from recbole.data.dataset import Dataset
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-from recbole_meta.data.prepared import open_prepared
+from recbole_meta.data.prepared import Prepared, open_prepared
 
 Floats = npt.NDArray[np.float64]
 _EXACT = 2_500  # below this many users or items the decomposition is exact and dense
@@ -32,7 +32,7 @@ class WarmUsers:
         query_start: int,
         horizon: int | None,
     ) -> None:
-        _, self.user = np.unique(user, return_inverse=True)
+        self.ids, self.user = np.unique(user, return_inverse=True)  # ids [U] are RecBole's
         order = np.argsort(self.user, kind="stable")
         self.user, self.item, self.target = self.user[order], item[order], target[order]
         self.n_users, self.n_items = int(self.user.max(initial=-1)) + 1, n_items
@@ -111,20 +111,33 @@ class WarmUsers:
 _cache: "WeakKeyDictionary[Dataset, WarmUsers]" = WeakKeyDictionary()
 
 
+def _are_support(
+    prepared: Prepared,
+    phase: str,
+    dataset: Dataset,
+    user: npt.NDArray[np.int64],
+    item: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Which rows of a training file are the support of a task that is judged from it."""
+    rows = prepared.support_in_train(phase)
+    users = rows["user"].map(dataset.field2token_id[dataset.uid_field])
+    items = rows["item"].map(dataset.field2token_id[dataset.iid_field])
+    known = users.notna() & items.notna()
+    support = (users[known] * dataset.item_num + items[known]).to_numpy(dtype=np.int64)
+    return np.isin(user * dataset.item_num + item, support)
+
+
 def warm_users(dataset: Dataset) -> WarmUsers:
-    """The warm users of a training dataset of a prepared folder, which its config names.
+    """Warm users' rows of a training dataset of a prepared folder, which its config names.
 
     Computed once per dataset, so that many trials of settings share its decompositions.
     """
     if dataset not in _cache:
         config = dataset.config
         prepared = open_prepared(config["prepared"])
-        cold = prepared.cold_users(config["phase"])
-        ids = dataset.field2token_id[dataset.uid_field]
-        cold_ids = np.array([ids[user] for user in cold if user in ids], dtype=np.int64)
         user = dataset.inter_feat[dataset.uid_field].numpy()
         item = dataset.inter_feat[dataset.iid_field].numpy()
-        warm = ~np.isin(user, cold_ids)
+        warm = ~_are_support(prepared, config["phase"], dataset, user, item)
         if prepared.feedback == "implicit":
             target = np.ones(len(user))
         else:

@@ -1,8 +1,8 @@
 r"""A meta-learner is two functions of a task, ``adapt(support) -> state`` and ``score(state, x)``.
 
 This base lifts them to T tasks with ``torch.func.vmap``, so that a learner is an ordinary RecBole
-model: full ranking and prediction follow. Adapting never changes the model; an empty support gives
-the prior.
+model: training on episodes, full ranking and prediction follow. Adapting never changes the model;
+an empty support gives the prior.
 """
 
 import typing
@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.func import vmap
 
-from recbole_meta.episode import Examples
+from recbole_meta.episode import Examples, buckets
 from recbole_meta.errors import DataError
 from recbole_meta.settings import Count, Size, read_settings
 
@@ -62,30 +62,94 @@ class MetaRecommender(GeneralRecommender):
         """Scores [N] of the items x [N] for a task."""
         raise NotImplementedError(f"{type(self).__name__} must define score(state, x).")
 
+    def loss(self, state: State, examples: Examples) -> Tensor:
+        """What a trained learner minimises, of one task's query."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained: it has no loss.")
+
+    # What it is told of items, tasks and supports, where ids are not all.
+
+    def encode(self, items: Tensor) -> Tensor:
+        """What ``adapt`` and ``score`` get of items [..]: by default their ids."""
+        return items
+
+    def encode_tasks(self, tasks: Tensor) -> Tensor:
+        """What ``adapt`` gets of the tasks themselves [T]: by default their ids."""
+        return tasks
+
+    def complete(self, support: Examples) -> Examples:
+        """The support [T, S] by ids with what a learner adds to it, negatives for example."""
+        return support
+
+    def output(self, scores: Tensor) -> Tensor:
+        """What is judged of the scores: by default they themselves."""
+        return scores
+
     # T tasks: what RecBole calls; no learner overrides these.
 
     def observe(self, support: Examples) -> None:
         """Set every user's support, [n_users, S] by RecBole's user id."""
-        self.support = Examples(*(field.to(self.device) for field in support))
+        self.support = self.complete(self._placed(support))
 
     def adapt_tasks(self, users: Tensor) -> State:
         """The states of these users [T], each entry with a leading axis T."""
         if self.support is None:
             raise DataError(f"{type(self).__name__} has no support yet: call observe(support).")
-        return self._lift(self.adapt, (0,))(self.support.of(users))
+        support = self.support.of(users)
+        return self._lift(self.adapt, (0,))(self._encoded(support.cut(support.width())))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the whole catalogue for the users of the interaction, [T * n_items]."""
         states = self.adapt_tasks(interaction[self.USER_ID])
-        scores = self._lift(self.score, (0, None))(states, self.all_items)  # [T, I]
-        return scores.reshape(-1)
+        scores = self._lift(self.score, (0, None))(states, self.encode(self.all_items))  # [T, I]
+        return self.output(scores).reshape(-1)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of each (user, item) row, [B]."""
         users, task = interaction[self.USER_ID].unique(return_inverse=True)
-        states = {name: value[task] for name, value in self.adapt_tasks(users).items()}  # [B, ..]
-        items = interaction[self.ITEM_ID].unsqueeze(-1)  # [B, 1]
-        return self._lift(self.score, (0, 0))(states, items).squeeze(-1)
+        place = torch.empty_like(task)  # a row's place among its task's rows
+        order, count = task.argsort(stable=True), task.bincount()
+        place[order] = torch.arange(len(task), device=task.device) - (
+            count.cumsum(0) - count
+        ).repeat_interleave(count)
+        items = interaction[self.ITEM_ID].new_zeros(len(users), int(count.max()))
+        items[task, place] = interaction[self.ITEM_ID]  # [T, N]
+        states = self.adapt_tasks(users)
+        return self.output(self._lift(self.score, (0, 0))(states, self.encode(items))[task, place])
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """The mean over episodes of the loss of the query after adapting to the support."""
+        support = self.complete(self._examples(interaction, "support"))
+        query, shared = self.query(interaction)
+        dims = Examples(None if shared else 0, 0, 0, 0)
+        total = 0
+        for tasks in buckets(support.mask):
+            part = support.of(tasks)
+            part = self._encoded(part.cut(part.width()))
+            asked = Examples(query.x if shared else self.encode(query.x[tasks]),
+                             query.label[tasks], query.mask[tasks], part.task)  # fmt: skip
+            total = total + self._lift(self._query_loss, (0, dims))(part, asked).sum()
+        return total / len(support.mask)
+
+    def query(self, interaction: Interaction) -> tuple[Examples, bool]:
+        """The query [T, Q] by ids, False; or of the whole catalogue, x encoded [I, ..], True."""
+        return self._examples(interaction, "query"), False
+
+    def _query_loss(self, support: Examples, query: Examples) -> Tensor:
+        return self.loss(self.adapt(support), query)
+
+    def _examples(self, interaction: Interaction, side: str) -> Examples:
+        fields = (interaction[f"{side}_{name}"] for name in ("item", "label", "mask"))
+        return self._placed(Examples(*fields, interaction["task"]))
+
+    def _placed(self, examples: Examples) -> Examples:
+        """In the model's precision and place."""
+        kind = torch.get_default_dtype()
+        return Examples(
+            *(f.to(self.device, kind if f.is_floating_point() else f.dtype) for f in examples)
+        )
+
+    def _encoded(self, examples: Examples) -> Examples:
+        return examples._replace(x=self.encode(examples.x), task=self.encode_tasks(examples.task))
 
     def _lift(self, function: Callable, in_dims: tuple) -> Callable:
         return vmap(function, in_dims=in_dims, chunk_size=self.settings.chunk_size)

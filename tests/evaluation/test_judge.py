@@ -160,7 +160,7 @@ def test_models_list_candidates_only(world, name, k):
     choice = choose_model(name)
     if choice.ours:
         stage = load_stage(choice, world.prepared, "test", 0, 2020, {})
-        trainer = fit_learner(choice, stage, stage.config)
+        trainer = fit_learner(choice, stage)
         judged = judge_learner(trainer, choice, stage, "test", k)
     else:
         few = {} if name == "recbole.Pop" else {"epochs": 1}
@@ -272,7 +272,7 @@ def test_broken_scores_are_refused(world, value):
 def test_a_diverged_model_is_named(world):
     choice = choose_model("Pop")
     stage = load_stage(choice, world.prepared, "test", 0, 2020, {})
-    trainer = fit_learner(choice, stage, stage.config)
+    trainer = fit_learner(choice, stage)
     trainer.model.pop[3] = torch.nan
     with pytest.raises(DataError, match=r"^Pop scores NaN"):
         judge_learner(trainer, choice, stage, "test", 1)

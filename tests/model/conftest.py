@@ -60,7 +60,7 @@ class Fitted:
         for task, items in enumerate(supports):
             x[task, : len(items)] = torch.tensor(items, dtype=torch.long)
             mask[task, : len(items)] = 1
-        return self.scores(Examples(x, mask, mask)).numpy()
+        return self.scores(Examples(x, mask, mask, torch.arange(len(x)))).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def fit() -> Callable[..., Fitted]:
         few = {"epochs": 1} if load_properties("model", name)["epochs"] else {}
         k = prepared.shots[0]
         stage = load_stage(choice, prepared, "test", k, 2020, few | settings)
-        return Fitted(choice, stage, fit_learner(choice, stage, stage.config))
+        return Fitted(choice, stage, fit_learner(choice, stage))
 
     return fitted
 
@@ -94,11 +94,3 @@ def worlds(make_world) -> dict[str, Prepared]:
         "rating": make_world(rows, "user_cold_5_rating"),
         "label": make_world(rows, "user_cold_5_label"),
     }
-
-
-@pytest.fixture
-def float64():
-    """Models made in the test are double precision."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)

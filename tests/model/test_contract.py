@@ -40,7 +40,7 @@ def support(request, fitted) -> Examples:
     sizes = torch.randint(0, 5, (TASKS, 1), generator=rng)
     sizes[0] = 0
     mask = (torch.rand(TASKS, WIDTH, generator=rng).argsort(1).argsort(1) < sizes).float()
-    return Examples(x, labels_for(fitted, (TASKS, WIDTH), rng), mask)
+    return Examples(x, labels_for(fitted, (TASKS, WIDTH), rng), mask, torch.arange(1, TASKS + 1))
 
 
 def labels_for(fitted, shape, rng) -> torch.Tensor:
@@ -100,20 +100,23 @@ def test_padding_does_not_matter(fitted, support):
     for task in range(TASKS):
         shots = int(support.mask[task].sum())
         real = support.mask[task].argsort(descending=True)[: max(1, shots)]
-        alone = Examples(*(field[task, real].unsqueeze(0) for field in support))
+        alone = Examples(
+            *(field[task, real].unsqueeze(0) for field in support[:3]),
+            support.task[task : task + 1],
+        )
         assert_same(fitted.scores(alone)[0], padded[task])
 
 
 def test_order_of_the_support_does_not_matter(fitted, support):
     order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(5))
-    turned = Examples(*(field[:, order] for field in support))
+    turned = Examples(*(field[:, order] for field in support[:3]), support.task)
     assert_same(fitted.scores(turned), fitted.scores(support))
 
 
 def test_empty_support_is_the_prior(fitted, support):
     nobody = torch.zeros(TASKS, WIDTH)
     rubbish = fitted.scores(support._replace(mask=nobody))
-    clean = fitted.scores(Examples(torch.zeros_like(support.x), nobody, nobody))
+    clean = fitted.scores(Examples(torch.zeros_like(support.x), nobody, nobody, support.task))
     assert torch.equal(rubbish, clean)
     assert_same(clean, clean[:1].expand_as(clean))
     assert_same(fitted.scores(support)[0], clean[0])  # task 0 has no support

@@ -1,11 +1,14 @@
 """Even-lovers and odd-lovers: users never seen, whose taste two items tell."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
 from recbole_meta.evaluation.judge import Judge
 from recbole_meta.fitting import judge_learner
 from recbole_meta.model import our_models
+from recbole_meta.settings import load_properties
 from recbole_meta.trainer import judge_model
 
 N_USERS, N_ITEMS, SHOTS = 60, 40, 2
@@ -29,6 +32,20 @@ def lovers(make_world):
     return make_world(rows, "user_cold_curve_all", **world)
 
 
+@pytest.fixture(scope="module")
+def learned(lovers, fit):
+    """Each model once; a learner that trains is given the time that this world takes."""
+
+    @cache
+    def fitted(name: str):
+        trains = load_properties("model", name)["epochs"] > 0
+        long = {"epochs": 80, "eval_step": 80, "train_batch_size": 8, "learning_rate": 0.01}
+        long |= {"embedding_std": 1.0}
+        return fit(lovers, name, **(long if trains else {}))
+
+    return fitted
+
+
 def ndcg(fitted, k: int) -> float:
     judged = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", k)
     return judged.means()["ndcg@10"]
@@ -47,44 +64,44 @@ def ndcg_with(fitted, user_of) -> float:
 
 
 @each
-def test_two_shots_tell_the_taste(lovers, fit, name):
-    assert ndcg(fit(lovers, name), 2) > 0.99
+def test_two_shots_tell_the_taste(lovers, learned, name):
+    assert ndcg(learned(name), 2) > 0.99
 
 
 @each
-def test_one_shot_tells_it_too(lovers, fit, name):
-    assert ndcg(fit(lovers, name), 1) > 0.95
+def test_one_shot_tells_it_too(lovers, learned, name):
+    assert ndcg(learned(name), 1) > 0.95
 
 
 @pytest.mark.parametrize("name", RANKING)
-def test_zero_shots_tell_nothing(lovers, fit, name):
-    assert 0.3 < ndcg(fit(lovers, name), 0) < 0.7
+def test_zero_shots_tell_nothing(lovers, learned, name):
+    assert 0.3 < ndcg(learned(name), 0) < 0.7
 
 
 @pytest.mark.parametrize("name", FLOORS)
-def test_what_does_not_adapt_gains_nothing(lovers, fit, name):
-    fitted = fit(lovers, name)
+def test_what_does_not_adapt_gains_nothing(lovers, learned, name):
+    fitted = learned(name)
     assert ndcg(fitted, 2) == ndcg(fitted, 0) < 0.7
 
 
 @each
-def test_support_of_the_other_kind_misleads(lovers, fit, name):
+def test_support_of_the_other_kind_misleads(lovers, learned, name):
     kinds = {number % 2: f"u{number}" for number in range(N_USERS) if f"u{number}" in tasks(lovers)}
     assert len(kinds) == 2
-    other = ndcg_with(fit(lovers, name), lambda user: kinds[1 - int(user[1:]) % 2])
+    other = ndcg_with(learned(name), lambda user: kinds[1 - int(user[1:]) % 2])
     assert other < 0.05
 
 
 @each
-def test_support_of_the_same_kind_serves_as_well(lovers, fit, name):
+def test_support_of_the_same_kind_serves_as_well(lovers, learned, name):
     kinds = {number % 2: f"u{number}" for number in range(N_USERS) if f"u{number}" in tasks(lovers)}
-    assert ndcg_with(fit(lovers, name), lambda user: kinds[int(user[1:]) % 2]) > 0.99
+    assert ndcg_with(learned(name), lambda user: kinds[int(user[1:]) % 2]) > 0.99
 
 
 @each
-def test_users_without_support_get_the_prior(lovers, fit, name):
+def test_users_without_support_get_the_prior(lovers, learned, name):
     warm = lovers.warm_rows("test")["user"].iloc[0]  # who has none in the table
-    fitted = fit(lovers, name)
+    fitted = learned(name)
     assert ndcg_with(fitted, lambda user: warm) == pytest.approx(ndcg(fitted, 0))
 
 

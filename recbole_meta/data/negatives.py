@@ -1,0 +1,56 @@
+r"""Negatives of a task: items that are not in a set, drawn by a hash of a key.
+
+The same key and set give the same items, whatever the batch, the padding and the order of the set:
+a newcomer's state stays a function of his support.
+"""
+
+import torch
+from torch import Tensor
+
+from recbole_meta.episode import Examples
+
+_ATTEMPTS = 4  # draws until one is outside of the set; after them the place stays empty
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+
+
+def with_negatives(examples: Examples, each: int, pool: Tensor) -> Examples:
+    """T tasks with ``each`` negatives from the pool [P] per example, labelled 0; packed left."""
+    x, mask = examples.x, examples.mask > 0
+    key = (_mix(x + 1) * mask).sum(dim=1)  # [T]
+    drawn, found = draw_outside(key, torch.where(mask, x, 0), each * x.shape[1], pool)
+    wanted = torch.arange(drawn.shape[1], device=x.device) < each * mask.sum(1, keepdim=True)
+    found = (found & wanted).to(examples.mask.dtype)
+    joined = Examples(
+        torch.cat([x, drawn], dim=1),
+        torch.cat([examples.label * mask, torch.zeros_like(found)], dim=1),
+        torch.cat([examples.mask, found], dim=1),
+        examples.task,
+    )
+    place = (joined.mask == 0).long().argsort(dim=1, stable=True)
+    packed = Examples(
+        joined.x.gather(1, place), joined.label.gather(1, place), joined.mask.gather(1, place),
+        examples.task,
+    )  # fmt: skip
+    return packed.cut(packed.width())
+
+
+def draw_outside(key: Tensor, known: Tensor, number: int, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Items [T, number] of the pool outside of ``known`` [T, K], and where one was found."""
+    draw = torch.arange(1, number * _ATTEMPTS + 1, device=key.device)
+    hashed = _mix(key[:, None] + draw * _GOLDEN) & torch.iinfo(torch.int64).max
+    item = pool[hashed % len(pool)].view(len(key), number, _ATTEMPTS)  # [T, N, A]
+    free = ~(item.unsqueeze(-1) == known[:, None, None, :]).any(-1)
+    first = free.long().argmax(-1, keepdim=True)
+    return item.gather(-1, first).squeeze(-1), free.any(-1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), on signed integers."""
+    x = (x ^ _shifted(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shifted(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """The logical right shift."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,128 @@
+r"""Trained learners: embeddings of ids and fields, losses, negatives, settings of the optimiser.
+
+Embeddings are looked up before a task adapts, and learn through the outer loop only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_meta.data.features import FieldEmbedding, read_fields
+from recbole_meta.data.negatives import draw_outside, with_negatives
+from recbole_meta.data.prepared import open_prepared
+from recbole_meta.data.warm import warm_users
+from recbole_meta.episode import Examples
+from recbole_meta.inner_loop import LOSSES
+from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Count, Positive, Size, Weight
+
+_LOSS_OF = {"implicit": "softmax", "rating": "mae", "label": "bce"}
+
+
+@dataclass(frozen=True)
+class LearnerSettings(MetaSettings):
+    stopping_step: Count  # validations without a better one before training stops
+    train_batch_size: Size  # tasks per outer step
+    learning_rate: Positive  # of the outer loop
+    weight_decay: Weight  # L2 on all parameters, outer loop
+    schedule: Literal["constant", "cosine"]  # of the learning rate, over ``epochs``
+    loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: softmax, mae, bce
+    support_negatives: Count  # per positive of a ranking's support
+    query_negatives: Size | None  # per positive of a ranking's query; ~: the whole catalogue
+    embedding_size: Size  # d, of each field
+    embedding_std: Positive  # deviation of the embeddings' start
+    item_id: bool  # whether the item's id is a field
+    item_fields: bool  # whether the data set's item features are fields
+    user_fields: bool  # whether the data set's user features are fields
+
+
+class FeatureRecommender(MetaRecommender):
+    """Base of the trained learners; a learner defines ``adapt`` and ``score`` of vectors x [N, D].
+
+    Users have no id of their own: a newcomer's is never met in training.
+    """
+
+    feedback = ("implicit", "rating", "label")
+    settings: LearnerSettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        settings, warm = self.settings, warm_users(dataset)
+        self.judged = open_prepared(config["prepared"]).feedback
+        self.loss_function = LOSSES[settings.loss or _LOSS_OF[self.judged]]
+        known_items = torch.zeros(self.n_items, dtype=torch.bool)
+        known_items[torch.from_numpy(warm.item)] = True
+        known_users = torch.zeros(self.n_users, dtype=torch.bool)
+        known_users[torch.from_numpy(warm.ids)] = True
+        self.register_buffer("pool", known_items.nonzero().squeeze(-1))
+        self.label_mean = float(warm.target.mean()) if self.judged == "rating" else 0.0
+        size, std = settings.embedding_size, settings.embedding_std
+        self.item_embedding = FieldEmbedding(
+            read_fields(dataset, self.ITEM_ID, known_items, settings.item_id, settings.item_fields),
+            size, std,
+        )  # fmt: skip
+        self.user_embedding = FieldEmbedding(
+            read_fields(dataset, self.USER_ID, known_users, False, settings.user_fields), size, std
+        )
+
+    @classmethod
+    def reads_with(cls, settings: LearnerSettings, feedback: str) -> str:
+        """What it reads with these settings, as in a table."""
+        parts = ["ids"] if settings.item_id else []
+        parts += ["+ratings"] if feedback == "rating" else []
+        parts += ["+user fields"] if settings.user_fields else []
+        parts += ["+item fields"] if settings.item_fields else []
+        return " ".join(parts)
+
+    def encode(self, items: Tensor) -> Tensor:
+        return self.item_embedding(items)
+
+    def encode_tasks(self, tasks: Tensor) -> Tensor:
+        return self.user_embedding(tasks)
+
+    def complete(self, support: Examples) -> Examples:
+        each = self.settings.support_negatives
+        if self.judged != "implicit" or each == 0:
+            return support
+        return with_negatives(support, each, self.pool)
+
+    def loss(self, state: State, examples: Examples) -> Tensor:
+        return self.loss_function(self.score(state, examples.x), examples.label, examples.mask)
+
+    def query(self, interaction: Interaction) -> tuple[Examples, bool]:
+        query, shared = super().query(interaction)
+        if self.judged != "implicit":
+            return query, shared
+        barred = interaction["barred_item"].to(self.device)  # [T, R]
+        each = self.settings.query_negatives
+        if each is None:
+            return self._whole_catalogue(query, barred), True
+        known = torch.cat([barred, query.x], dim=1)
+        key = torch.randint(2**62, (len(known),)).to(self.device)
+        drawn, found = draw_outside(key, known, each * query.width(), self.pool)
+        wanted = torch.arange(drawn.shape[1], device=self.device) < each * query.mask.sum(
+            1, keepdim=True
+        )
+        mask = (found & wanted).to(query.mask.dtype)
+        return Examples(
+            torch.cat([query.x, drawn], dim=1),
+            torch.cat([query.label, torch.zeros_like(mask)], dim=1),
+            torch.cat([query.mask, mask], dim=1),
+            query.task,
+        ), False
+
+    def _whole_catalogue(self, query: Examples, barred: Tensor) -> Examples:
+        """Every candidate [I] of each task; 1 where it is a positive of the query."""
+        label = query.label.new_zeros(len(query.x), self.n_items)
+        label.scatter_(1, query.x, query.label * query.mask)
+        mask = torch.zeros_like(label)
+        mask[:, self.pool] = 1
+        mask.scatter_(1, barred, 0.0)
+        label[:, 0] = mask[:, 0] = 0
+        return Examples(self.encode(self.all_items), label, mask, query.task)
+
+    def output(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(scores) if self.judged == "label" else scores

@@ -1,0 +1,76 @@
+r"""
+MAML
+################################################
+Reference:
+    Finn, Abbeel, Levine. "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks."
+    ICML 2017. arXiv:1703.03400
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recbole_meta.episode import Examples
+from recbole_meta.inner_loop import Params, first_layer_steps
+from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
+from recbole_meta.model.meta_recommender import State
+from recbole_meta.model.mlp import deeper, make_mlp, task_part
+from recbole_meta.settings import Count, Positive, Size
+
+_FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
+
+
+@dataclass(frozen=True)
+class MAMLSettings(LearnerSettings):
+    hidden_size: tuple[Size, ...]  # of the perceptron
+    inner_lr: Positive  # alpha, of the inner loop
+    inner_steps: Count  # on the support
+    order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
+
+
+class MAML(FeatureRecommender):
+    r"""A perceptron that takes a few steps on the support, from a start from which they pay.
+
+    .. math::
+        \theta' = \theta - \alpha \nabla_\theta L_{support}(\theta), \qquad
+        \min_\theta \sum_{tasks} L_{query}(\theta')
+
+    All layers adapt, the embeddings do not. The state holds the first layer as the support's rows
+    and what they move (`inner_loop.first_layer_steps`), the deeper layers as they are.
+    """
+
+    group = "published"
+    settings: MAMLSettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.prior = make_mlp(
+            self.user_embedding.size, self.item_embedding.size, self.settings.hidden_size
+        )
+        with torch.no_grad():
+            self.prior[f"bias_{len(self.settings.hidden_size)}"] += self.label_mean
+
+    def adapt(self, support: Examples) -> State:
+        s, prior, task = self.settings, dict(self.prior.items()), support.task
+
+        def loss(z: Tensor, rest: Params) -> Tensor:
+            return self.loss_function(deeper(rest, z), support.label, support.mask)
+
+        start, rows = task_part(prior, task), support.x
+        first = rows @ prior["weight_0"] + start  # [S, H]
+        kernel = rows @ rows.T + task @ task + 1  # [S, S]; 1 is the bias
+        rest = {name: value for name, value in prior.items() if name not in _FIRST}
+        moved, rest = first_layer_steps(
+            loss, first, kernel, rest, s.inner_lr, s.inner_steps, s.order
+        )
+        known = task
+        if s.order == 1:
+            rows, known = rows.detach(), task.detach()
+        offset = start - (task @ known + 1) * moved.sum(0)
+        return {"offset": offset, "rows": rows, "moved": moved, **rest}
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        z = x @ self.prior["weight_0"] + state["offset"] - (x @ state["rows"].T) @ state["moved"]
+        return deeper(state, z)
