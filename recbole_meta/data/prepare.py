@@ -146,6 +146,7 @@ class AtomicFile:
         self.header, *self.lines = text.split("\n")
         self.columns = [column.split(":")[0] for column in self.header.split("\t")]
         self._check_header()
+        self.types = dict(column.split(":", 1) for column in self.header.split("\t"))
         for number, line in enumerate(self.lines, start=2):
             if line.count("\t") != len(self.columns) - 1 or "\r" in line or '"' in line:
                 self._check_line(number, line)
@@ -181,17 +182,27 @@ class AtomicFile:
         if len(read) != 2 or len(read[0]) != found:
             raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
 
-    def require(self, column: str) -> None:
-        """An error names the nearest column where this one is missing."""
+    def require(self, column: str, kind: str | None = None) -> None:
+        """An error names the nearest column where this one is missing, or the type it must have:
+        RecBole reads a column by its type.
+        """
         if column not in self.columns:
             raise DataError(
                 f"{self.path.name} has no column '{column}'. {nearest(column, self.columns)}"
             )
+        if kind and self.types[column] != kind:
+            raise DataError(
+                f"{self.path.name}: field '{column}' has type '{self.types[column]}', must be "
+                f"'{kind}': '{column}:{kind}' in the first line."
+            )
 
     def read(self, wanted: Sequence[str]) -> dict[str, "pd.Series[str]"]:
-        """These columns of the whole file as strings."""
+        """These columns of tokens, whole."""
         for column in wanted:
-            self.require(column)
+            self.require(column, "token")
+        return self._text_of(wanted)
+
+    def _text_of(self, wanted: Sequence[str]) -> dict[str, "pd.Series[str]"]:
         frame = pd.read_csv(
             io.StringIO(self._text), sep="\t", quoting=3, dtype=str, na_filter=False,
             names=self.columns, header=0, usecols=list(wanted), skip_blank_lines=False,
@@ -201,7 +212,8 @@ class AtomicFile:
 
     def numbers(self, column: str) -> Floats:
         """A numeric column; an error names the first line that is no finite number."""
-        text = self.read([column])[column]
+        self.require(column, "float")
+        text = self._text_of([column])[column]
         values: Floats = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):

@@ -507,11 +507,29 @@ def test_bad_rows_are_named(write, lines: list[str], settings: dict, message: st
         ),
         (HEADER.replace(":token", ":tokn"), r"'user_id' has type 'tokn'\. Did you mean 'token'\?"),
         (HEADER.replace("rating", "item_id"), r"the first line names 'item_id' twice\."),
+        (
+            HEADER.replace("user_id:token", "user_id:token_seq"),
+            r"ml-100k\.inter: field 'user_id' has type 'token_seq', must be 'token': 'user_id:token'",
+        ),
+        (HEADER.replace("item_id:token", "item_id:float"), r"'item_id' has type 'float', must be"),
+        (HEADER.replace("timestamp:float", "timestamp:token"), r"'timestamp' has type 'token', mu"),
     ],
 )
 def test_bad_headers_are_named(write, header: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         made(write(world(), header))
+
+
+@pytest.mark.parametrize("protocol", ["user_cold_5_rating", "user_cold_5_label"])
+def test_a_rating_must_be_a_float(write, protocol: str) -> None:
+    """RecBole would number the tokens, and a model would learn the numbers."""
+    data = write(world(), HEADER.replace("rating:float", "rating:token"))
+    message = r"ml-100k\.inter: field 'rating' has type 'token', must be 'float': 'rating:float' in"
+    with pytest.raises(DataError, match=message):
+        made(data, protocol)
+    made(data)  # a ranking does not read it
+    with pytest.raises(DataError, match=message):
+        made(data, threshold={"rating": 2})
 
 
 def test_a_column_named_label_is_refused(write) -> None:
@@ -567,6 +585,9 @@ def test_side_files_must_have_their_columns(write) -> None:
     ):
         made(no_class)
     assert whole(no_class / "prepared") == []
+    item = "item_id:float\trelease_year:token\tclass:token_seq\n0\t1\ta\n"
+    with pytest.raises(DataError, match=r"ml-100k\.item: field 'item_id' has type 'float', must"):
+        made(write(world(), item=item))
 
 
 # u0 rated i0 three times: first in the file but latest, then at once with two ratings.
