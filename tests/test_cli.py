@@ -194,6 +194,12 @@ def test_recompute_prints_the_run(call):
     assert code == 0
     assert first[:2] == ["after", "ndcg@10"]
     assert float(first[2]) == pytest.approx(result["metrics"]["ndcg@10"], abs=5e-7)
+    lie = json.loads(json.dumps(result))
+    lie["metrics"]["ndcg@10"] = 0.99
+    Path("runs/tiny-user_cold_5-time-0/Pop-seed2020-k5/result.json").write_text(json.dumps(lie))
+    code, out, err = call("recompute runs/tiny-user_cold_5-time-0/Pop-seed2020-k5")
+    assert (code, out) == (2, "")
+    assert "result.json: 'after ndcg@10' does not follow" in err
 
 
 # Cleaning.

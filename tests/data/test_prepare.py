@@ -509,7 +509,7 @@ def test_bad_rows_are_named(write, lines: list[str], settings: dict, message: st
         (HEADER.replace("rating", "item_id"), r"the first line names 'item_id' twice\."),
         (
             HEADER.replace("user_id:token", "user_id:token_seq"),
-            r"ml-100k\.inter: field 'user_id' has type 'token_seq', must be 'token': 'user_id:token'",
+            r"ml-100k\.inter: field 'user_id' has type 'token_seq', must be 'token': 'user_id:t",
         ),
         (HEADER.replace("item_id:token", "item_id:float"), r"'item_id' has type 'float', must be"),
         (HEADER.replace("timestamp:float", "timestamp:token"), r"'timestamp' has type 'token', mu"),
