@@ -102,8 +102,22 @@ def test_which_end_is_best(made, metric, smaller):
     assert list(found) == [other, best, "Ours"]  # within a group the best stands last
     assert table.splitlines()[1].split()[2] == metric
     assert SECOND[metric] in table.splitlines()[1].split()
-    gain = interval(found["Ours"], 1)  # the difference, with its own sign
-    assert gain[0] == pytest.approx(0.15 if smaller else -0.15, abs=1e-4)
+    for model, over in (("Ours", -0.15), (other, -0.3)):  # worse, whatever the metric
+        assert interval(found[model], 1)[0] == pytest.approx(over, abs=1e-4)
+
+
+def test_a_smaller_error_is_a_gain(made):
+    folders = [
+        made("Constant", "floor", mean=0.7, valid=0.7, metric="mae"),
+        made("Ours", "ours", mean=0.6, valid=0.6, metric="mae"),
+    ]
+    task = np.random.default_rng(0).normal(0, 0.05, N)
+    with np.load(folders[1] / "tasks.npz") as file:
+        arrays = dict(file)
+    np.savez(folders[1] / "tasks.npz", **(arrays | {"mae": arrays["mae"] + task}))
+    mean, low, high = interval(rows(terminal_table(folders))["Ours"], 1)
+    assert mean == pytest.approx(0.1 - task.mean(), abs=1e-4)
+    assert 0 < low < mean < high
 
 
 def test_intervals_are_of_the_tasks_and_paired(made):

@@ -31,6 +31,11 @@ GRADED_CUTOFFS = (1, 3)
 CLIP = 1e-7  # log loss: predictions are kept this far from 0 and 1
 
 
+def sign(metric: str) -> int:
+    """-1 for an error, whose smaller values are better; 1 for any other metric."""
+    return -1 if metric in SMALLER_IS_BETTER else 1
+
+
 def ranking_metrics(
     hits: ArrayLike,
     score: ArrayLike,

@@ -16,6 +16,7 @@ from recbole_meta.evaluation.metrics import (
     label_metrics,
     ranking_metrics,
     rating_metrics,
+    sign,
 )
 
 # -- Ranking -------------------------------------------------------------------------------------
@@ -353,4 +354,6 @@ def test_smaller_is_better_for_errors_and_losses_only():
     rated = rating_metrics([0, 0], [1, 0], [0.5, 0.4], 1)
     labelled = label_metrics([0, 0], [1, 0], [0.5, 0.4], 1)
     ranked = ranking_metrics(**UNTIED)
+    assert {sign(metric) for metric in SMALLER_IS_BETTER} == {-1}
+    assert {sign("ndcg@10"), sign("auc"), sign("ndcg_exp@3")} == {1}
     assert SMALLER_IS_BETTER & {*rated, *labelled, *ranked} == {"mae", "rmse", "logloss"}
