@@ -67,10 +67,9 @@ def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]
             f"{run.result['metrics'][second]:.4f}", over,
             f"{sum(run.result['seconds'].values()):.1f}", entry.reads,
         ])  # fmt: skip
-    n = len(entries[0].values(query, metric))
     head = (
         f"{about['dataset']}, {about['protocol']}, order {about['order']}, split {about['split']}, "
-        f"k = {k}: {n} cold users, query '{query}'"
+        f"k = {k}: {_counted(entries[0], query, metric)}, query '{query}'"
     )
     better = "larger" if sign(metric) > 0 else "smaller"
     return [
@@ -78,6 +77,12 @@ def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]
         *_aligned(rows),
         f"* best mean on test ({better} is better); settings are {settings}.",
     ]
+
+
+def _counted(entry: Entry, query: str, metric: str) -> str:
+    """How many users the query has, and of how many of them the metric is known."""
+    n, users = (len(entry.values(query, m)) for m in (metric, _SECOND[metric]))
+    return f"{users} cold users" + (f" ({metric}: {n} with both labels)" if n < users else "")
 
 
 def _interval(i: Interval) -> str:

@@ -35,7 +35,7 @@ def made(tmp_path):
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result | more))
         task = np.array([f"u{number:02}" for number in range(tasks)])
-        np.savez(folder / "tasks.npz", **{"task": task, metric: values})
+        np.savez(folder / "tasks.npz", **{"task": task, metric: values, SECOND[metric]: values})
         return folder
 
     return make
@@ -185,14 +185,18 @@ def test_one_block_per_k_with_its_own_floor(made):
     assert [model for model, line in rows(many).items() if line.startswith("*")] == ["QueryPop"]
 
 
-def test_a_task_without_a_value_is_not_counted(made):
-    folder = made("Pop", "floor", mean=0.2, valid=0.2)
+@pytest.mark.parametrize("metric", ["ndcg@10", "auc"])
+def test_a_task_without_a_value_is_not_counted(made, metric):
+    folder = made("Pop", "floor", mean=0.2, valid=0.2, metric=metric)
     with np.load(folder / "tasks.npz") as file:
         arrays = dict(file)
-    arrays["ndcg@10"][:3] = np.nan
+    arrays[metric][:3] = np.nan
+    if metric == "ndcg@10":  # users without a row in the query have no metric
+        arrays[SECOND[metric]][:3] = np.nan
     np.savez(folder / "tasks.npz", **arrays)
     table = terminal_table([folder])
-    assert f"k = 5: {N - 3} cold users" in table
+    both = f"{N} cold users (auc: {N - 3} with both labels), query 'after'"
+    assert f"k = 5: {both if metric == 'auc' else f'{N - 3} cold users, query'}" in table
     assert "nan" not in table
 
 
