@@ -32,11 +32,12 @@ LABEL = "label"
 _COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
 
 _TYPES = ("token", "token_seq", "float", "float_seq")  # RecBole's
-# Tokens that RecBole's reader (pandas, with its defaults) takes for missing, or for padding.
-_NO_TOKENS = {
+# What RecBole's reader (pandas, with its defaults) takes for missing.
+_MISSING = {
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
-    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "",
 }  # fmt: skip
+_PADDING = "[PAD]"
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ class AtomicFile:
         self.columns = [column.split(":")[0] for column in self.header.split("\t")]
         self._check_header()
         self.types = dict(column.split(":", 1) for column in self.header.split("\t"))
+        odd = any(sign in text for sign in '\r\0"')
         for number, line in enumerate(self.lines, start=2):
-            if line.count("\t") != len(self.columns) - 1 or "\r" in line or '"' in line:
+            if odd or line.count("\t") != len(self.columns) - 1:
                 self._check_line(number, line)
 
     def _check_header(self) -> None:
@@ -178,9 +180,12 @@ class AtomicFile:
             )
         if "\r" in line:
             raise DataError(f"{where} has a carriage return inside.")
-        read = list(csv.reader([line, ""], delimiter="\t"))
-        if len(read) != 2 or len(read[0]) != found:
-            raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
+        if "\0" in line:
+            raise DataError(f"{where} has a NUL byte inside: {line[:60]!r}.")
+        if '"' in line:
+            read = list(csv.reader([line, ""], delimiter="\t"))
+            if len(read) != 2 or len(read[0]) != found:
+                raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
 
     def require(self, column: str, kind: str | None = None) -> None:
         """An error names the nearest column where this one is missing, or the type it must have:
@@ -223,6 +228,25 @@ class AtomicFile:
             )
         return values
 
+    def check_feature(self, column: str) -> None:
+        """An error names the first line in which a feature of numbers holds anything else; what
+        is missing RecBole fills.
+        """
+        self.require(column)
+        kind = self.types[column]
+        if not kind.startswith("float"):
+            return
+        text = self._text_of([column])[column]
+        numbers = text.str.split(" ").explode() if kind == "float_seq" else text
+        numbers = numbers[~numbers.isin(_MISSING if kind == "float" else {""})]
+        values = pd.to_numeric(numbers, errors="coerce").to_numpy(dtype=np.float64)
+        bad = numbers.index[~np.isfinite(values)]
+        if len(bad):
+            raise DataError(
+                f"{self.path.name}, line {bad[0] + 2}: '{column}' is {text[bad[0]]!r}, which is no "
+                f"'{kind}' of finite numbers."
+            )
+
     def write(self, path: Path, rows: Iterable[int] | None = None) -> None:
         """The header and these lines (all without ``rows``)."""
         lines = self.lines if rows is None else [self.lines[row] for row in rows]
@@ -255,8 +279,12 @@ def _write_whole(
         split = protocol.apply(rows)
         for name, chosen in split.files.items():
             inter.write(temporary / f"{folder.name}.{name}.inter", chosen.tolist())
-        for side, field in (("user", fields.user), ("item", fields.item)):
-            _write_side(files[side], temporary / f"{folder.name}.{side}", field, tokens[side])
+        for side, field, features in (
+            ("user", fields.user, fields.user_features),
+            ("item", fields.item, fields.item_features),
+        ):
+            target = temporary / f"{folder.name}.{side}"
+            _write_side(files[side], target, field, features, tokens[side])
         recbole = recbole_settings(folder.name, protocol, fields, files)
         write_file(temporary / "recbole.yaml", _COMMENT + yaml.safe_dump(recbole, sort_keys=False))
         description = _describe(
@@ -327,7 +355,7 @@ def read_rows(
 
 def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
     """Every token must be one for RecBole, too."""
-    bad = (tokens == "") | tokens.isin(_NO_TOKENS) | tokens.str.startswith('"')
+    bad = tokens.isin({*_MISSING, _PADDING}) | tokens.str.startswith('"')
     if bad.any():
         line = int(np.flatnonzero(bad.to_numpy())[0])
         token = tokens.iloc[line]
@@ -366,13 +394,17 @@ def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _write_side(source: Path, target: Path, field: str, tokens: list[str]) -> None:
+def _write_side(
+    source: Path, target: Path, field: str, features: Sequence[str], tokens: list[str]
+) -> None:
     """The lines of these users or items by token; a line of blanks where none is known."""
     if not source.is_file():
         write_file(target, "\n".join([f"{field}:token", *tokens]) + "\n")
         return
     file = AtomicFile(source)
     known = {token: row for row, token in enumerate(file.read([field])[field])}
+    for feature in features:
+        file.check_feature(feature)
     place = file.columns.index(field)
     blanks = ["" for _ in file.columns]
     lines = []
@@ -399,9 +431,6 @@ def recbole_settings(
     ):
         load_col[side] = [field]
         if files[side].is_file():
-            file = AtomicFile(files[side])
-            for feature in features:
-                file.require(feature)
             load_col[side] += features
     settings: dict[str, Any] = {
         "dataset": name,

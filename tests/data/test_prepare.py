@@ -475,6 +475,11 @@ BAD = [
     (changed(5, "i3", '"i3"'), {}, r"""line 5: 'item_id' is '"i3"', which RecBole cannot read"""),
     (changed(5, "i3", "i\r3"), {}, r"line 5 has a carriage return inside"),
     (
+        changed(5, "i3", "i\0003"),
+        {},
+        r"ml-100k\.inter, line 5 has a NUL byte inside: 'u0\\ti\\x003",
+    ),
+    (
         changed(5, "i3\t", "i3"),
         {},
         r"line 5 has 3 tab-separated fields, the first line names 4: 'u",
@@ -588,6 +593,43 @@ def test_side_files_must_have_their_columns(write) -> None:
     item = "item_id:float\trelease_year:token\tclass:token_seq\n0\t1\ta\n"
     with pytest.raises(DataError, match=r"ml-100k\.item: field 'item_id' has type 'float', must"):
         made(write(world(), item=item))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (
+            "float",
+            "old",
+            r"ml-100k\.item, line 3: 'release_year' is 'old', which is no 'float' of f",
+        ),
+        ("float", "inf", "'inf'"),
+        ("float", "1 2", "'1 2'"),
+        (
+            "float_seq",
+            "1 2 b",
+            r"line 3: 'release_year' is '1 2 b', which is no 'float_seq' of fin",
+        ),
+        ("float_seq", "1 nan", "'1 nan'"),
+        ("float", "", None),
+        ("float", "NaN", None),
+        ("float", "1e3", None),
+        ("float_seq", "1  2.5", None),
+        ("float_seq", "", None),
+        ("token", "old", None),
+        ("token_seq", "old old", None),
+    ],
+)
+def test_a_feature_of_numbers_holds_numbers(write, kind: str, value: str, said) -> None:
+    """Or nothing, as RecBole reads it; columns that are no feature may hold anything."""
+    item = f"item_id:token\trelease_year:{kind}\tclass:token_seq\tbudget:float\n"
+    data = write(world(), item=item + f"i0\t1\ta\t5\ni1\t{value}\tb\tlarge\n")
+    if said is None:
+        made(data)
+        return
+    with pytest.raises(DataError, match=said):
+        made(data)
+    assert whole(data / "prepared") == []
 
 
 # u0 rated i0 three times: first in the file but latest, then at once with two ratings.
