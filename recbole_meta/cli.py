@@ -281,7 +281,7 @@ def _run(options: argparse.Namespace) -> None:
     from recbole_meta.choice import check_keys, choose_model, knows
     from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
     from recbole_meta.terminal import terminal_table
-    from recbole_meta.tracking import check_writable
+    from recbole_meta.tracking import check_writable, write_atomically
 
     given: dict[str, Any] = {}
     for file in options.config_files.split():
@@ -302,8 +302,8 @@ def _run(options: argparse.Namespace) -> None:
     check_writable(Path(options.results))
     if options.json:
         check_writable(Path(options.json).parent, make=False)
-        if Path(options.json).is_dir():
-            raise SettingError(f"--json names a file, found the folder {options.json}.")
+        if Path(options.json).exists() and not Path(options.json).is_file():
+            raise SettingError(f"--json names a file, found {options.json}, which is none.")
     results = {}
     hidden = True if options.quiet else None  # None: and where no terminal shows it
     with tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar:
@@ -319,10 +319,16 @@ def _run(options: argparse.Namespace) -> None:
             bar.set_postfix_str("")
             bar.update()
     folders = [Path(entry["folder"]) for r in results.values() for entry in r["runs"]]
-    print(terminal_table(folders, theirs))
-    print(f"Runs: {options.results}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    table = terminal_table(folders, theirs)
+    try:
+        if options.json:
+            text = json.dumps(results, indent=1) + "\n"
+            write_atomically(Path(options.json).resolve(), text.encode())
+    except OSError as error:
+        raise SettingError(f"Cannot write {options.json}: {error.strerror}.") from error
+    finally:
+        print(table)
+        print(f"Runs: {options.results}")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -349,6 +355,8 @@ def _recompute(options: argparse.Namespace) -> None:
 
 def _clean(options: argparse.Namespace) -> None:
     """What is known as ours by its content, then the folders that this leaves empty."""
+    from recbole_meta.tracking import LOCK
+
     root = Path(options.runs)
     prepared = [path.parent for path in Path(options.prepared_path).glob("*/protocol.json")]
     prepared = [path for path in prepared if (path / f"{path.name}.test.inter").is_file()]
@@ -366,6 +374,7 @@ def _clean(options: argparse.Namespace) -> None:
     if not options.yes:
         return
     locks = list(Path(options.prepared_path).glob(".*.lock"))
+    locks += {path.parent / LOCK for path in runs if (path.parent / LOCK).exists()}
     for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
         locks += [beside] if not beside.with_suffix("").exists() else []
     for lock in locks:

@@ -234,7 +234,7 @@ def test_clean_deletes_nothing_unasked(call, strangers):
 def test_clean_deletes_only_prepared_folders_and_runs(call, strangers):
     before = files()
     gone = [name for name in before if name not in strangers]
-    assert len(gone) >= 9  # 7 of the prepared folder, 2 of the run
+    assert len(gone) >= 11  # 7 of the prepared folder, 2 of the run, the locks of both
     code, out, _ = call("clean --yes")
     assert code == 0
     assert out.count("deleted ") == 2
@@ -357,7 +357,20 @@ def test_json_that_cannot_be_written(call):
     Path("taken").write_text("a file")
     Path("folder").mkdir()
     refused(call("run -m Pop -d tiny --json taken/all.json"), "taken")
-    refused(call("run -m Pop -d tiny --json folder"), "folder")
+    refused(call("run -m Pop -d tiny --json folder"), "--json names a file, found folder")
+    refused(call("run -m Pop -d tiny --json /dev/null"), "--json names a file, found /dev/null")
+
+
+def test_a_full_disk_while_json_is_written(call, monkeypatch):
+    def full(path, content):
+        if path.name == "all.json":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("recbole_meta.tracking.write_atomically", full)
+    code, out, err = call("run -m Pop -d tiny --json all.json")
+    assert (code, err) == (2, "error: Cannot write all.json: No space left on device.\n")
+    assert out.splitlines()[-1] == "Runs: runs" and not Path("all.json").exists()
 
 
 def test_prepared_path_that_cannot_be_written(call):

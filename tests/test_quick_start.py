@@ -212,7 +212,7 @@ def test_nothing_is_left_where_one_stands(sample_path, tmp_path, monkeypatch):
     assert sys.argv == ["program", "--epochs=1", "--gpu_id=3"] and dict(os.environ) == before
     assert torch.get_num_threads() == threads
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files) == ["result.json", "tasks.npz"]
+    assert sorted(path.name for path in files) == [".lock", "result.json", "tasks.npz"]
     assert Path(found["prepared"]).parent.samefile("made")
 
 
