@@ -3,9 +3,10 @@
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,7 +61,11 @@ def _guarded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         logging.getLogger("recbole_meta").setLevel(level)
         options.function(options)
-    except RecboleMetaError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output is gone; Python would say so again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (RecboleMetaError, OSError) as error:
         if verbosity > 1:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -363,25 +368,30 @@ def _clean(options: argparse.Namespace) -> None:
     runs = [path.parent for path in root.rglob("result.json")]
     runs = [path for path in runs if (path / "tasks.npz").is_file()]
     units = [path for path in root.rglob("*.json") if path.parent not in runs and _is_unit(path)]
-    for path in [*sorted(prepared), *sorted(runs), *sorted(units)]:
+    found = [*sorted(prepared), *sorted(runs), *sorted(units)]
+    if options.yes:
+        locks = list(Path(options.prepared_path).glob(".*.lock"))
+        locks += {path.parent / LOCK for path in runs if (path.parent / LOCK).exists()}
+        _delete(found)
+        for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
+            locks += [beside] if not beside.with_suffix("").exists() else []
+        _delete(locks)
+        left = sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]
+        for folder in left:
+            if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
+                folder.rmdir()
+    for path in found:  # said last: deleting does not end where nobody reads on
         print(f"{'deleted' if options.yes else 'would delete'} {path}")
-        if options.yes and path.is_dir():
-            shutil.rmtree(path)
-        elif options.yes:
-            path.unlink()
-    if not [*prepared, *runs, *units]:
+    if not found:
         print("nothing to delete")
-    if not options.yes:
-        return
-    locks = list(Path(options.prepared_path).glob(".*.lock"))
-    locks += {path.parent / LOCK for path in runs if (path.parent / LOCK).exists()}
-    for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
-        locks += [beside] if not beside.with_suffix("").exists() else []
-    for lock in locks:
-        lock.unlink()
-    for folder in sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]:
-        if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
-            folder.rmdir()
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _is_unit(path: Path) -> bool:

@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -247,6 +250,22 @@ def test_clean_where_nothing_is(call):
     assert call("clean --yes")[:2] == (0, "nothing to delete\n")
 
 
+def test_a_reader_who_leaves_stops_nothing(call):
+    """`recbole-meta clean --yes | head -1`: all is deleted, and there is no traceback."""
+    runs = [Path(f"runs/{'x' * 100}/{number:04}") for number in range(1000)]  # more than a pipe
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "result.json").write_text("{}")
+        (run / "tasks.npz").write_text("")
+    program = [sys.executable, "-m", "recbole_meta.cli", "clean", "--yes"]
+    with subprocess.Popen(program, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("deleted ")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+    assert not Path("runs").exists()
+
+
 # Bad input. Each names what was found, and the nearest name where there is one.
 
 BAD = [
@@ -397,3 +416,13 @@ def test_an_interrupt_is_no_traceback(call, monkeypatch):
     code, out, err = call("run -m Pop -d tiny")
     assert (code, out) == (130, "")
     assert err == "interrupted; finished runs are kept\n"
+
+
+def test_what_the_system_refuses_is_one_line(call, monkeypatch):
+    def refuses(path):
+        raise PermissionError(13, "Permission denied", "runs/kept")
+
+    call("run -m Pop -d tiny -q")
+    monkeypatch.setattr("shutil.rmtree", refuses)
+    code, _, err = call("clean --yes")
+    assert (code, err) == (2, "error: [Errno 13] Permission denied: 'runs/kept'\n")
