@@ -240,13 +240,9 @@ def _list(options: argparse.Namespace) -> None:
             )
             print(f"{'recbole':10} {shown}{tested}")
     elif options.what == "datasets":
-        found = sorted(
-            path.parent.name
-            for path in Path(options.data_path).glob("*/*.inter*")
-            if path.name.startswith(path.parent.name + ".")
-        )
-        for name in dict.fromkeys(["ml-100k", *found]):
-            print(name)
+        from recbole_meta.data.prepare import dataset_names
+
+        print(*dataset_names(options.data_path), sep="\n")
     else:
         kind = options.what.removesuffix("s")
         for name in names(kind):

@@ -113,6 +113,13 @@ def test_list_datasets(call, sample_path):
     assert out.split() == ["ml-100k", "tiny"]
 
 
+def test_a_data_set_that_cannot_be_prepared_is_not_listed(call):
+    for name in ("mine/mine.inter", "zipped/zipped.inter.gz", "cut/cut.train.inter", "a/b.inter"):
+        Path("data", name).parent.mkdir(parents=True)
+        Path("data", name).write_text("")
+    assert call("list datasets --data_path data")[1].split() == ["mine", "ml-100k"]
+
+
 def test_prepare_says_where_and_how_many(call, sample_path):
     code, out, _ = call("prepare -d tiny --split=1")
     folder, counts = out.splitlines()

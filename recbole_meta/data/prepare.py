@@ -69,20 +69,25 @@ def read_fields(dataset: str) -> DataFields:
 
 def find_dataset(dataset: str, data_path: str | Path) -> Path:
     """The folder with ``<dataset>.inter``: below ``data_path``, or RecBole's own ml-100k."""
-    root = Path(data_path)
-    folders = [root / dataset]
-    spec = find_spec("recbole")
-    if spec and spec.submodule_search_locations:
-        shipped = Path(spec.submodule_search_locations[0]) / "dataset_example"
-        folders.append(shipped / dataset)
-    for folder in folders:
-        if (folder / f"{dataset}.inter").is_file():
-            return folder
-    known = [path.parent.name for path in root.glob("*/*.inter") if path.stem == path.parent.name]
+    for root in _roots(data_path):
+        if (root / dataset / f"{dataset}.inter").is_file():
+            return root / dataset
     raise DataError(
-        f"No file {dataset}.inter in {folders[0]}. {nearest(dataset, [*known, 'ml-100k'])} "
-        "'data_path' says where the data sets are."
+        f"No file {dataset}.inter in {Path(data_path) / dataset}. "
+        f"{nearest(dataset, dataset_names(data_path))} 'data_path' says where the data sets are."
     )
+
+
+def dataset_names(data_path: str | Path) -> list[str]:
+    """What `find_dataset` finds, sorted."""
+    files = [path for root in _roots(data_path) for path in root.glob("*/*.inter")]
+    return sorted({path.stem for path in files if path.stem == path.parent.name})
+
+
+def _roots(data_path: str | Path) -> list[Path]:
+    spec = find_spec("recbole")
+    shipped = spec.submodule_search_locations if spec else None
+    return [Path(data_path), *(Path(folder) / "dataset_example" for folder in shipped or ())]
 
 
 def prepare(
