@@ -338,7 +338,7 @@ def read_rows(
     if protocol.order == "time" and not has_time:
         raise DataError(
             f"order 'time' needs the field '{fields.time or 'time'}', and {path.name} has none. "
-            f"{nearest(fields.time or 'time', file.columns)}"
+            f"{nearest(fields.time or 'time', file.columns)} Without times: --order random."
         )
     time = file.numbers(str(fields.time)) if has_time else None
     pairs = pd.DataFrame({"user": columns[fields.user], "item": columns[fields.item]})
@@ -383,7 +383,7 @@ def _repeats(
         raise DataError(
             f"{file.path.name}, line {later.index[0] + 2}: user '{later['user'].iloc[0]}' and item "
             f"'{later['item'].iloc[0]}' stand there twice ({len(later)} duplicate rows). "
-            "Set duplicates: first | last."
+            "Set 'duplicates' of the protocol: --duplicates=first or --duplicates=last."
         )
     if time is not None:
         rows = repeated.index.to_numpy()
@@ -407,7 +407,14 @@ def _write_side(
         write_file(target, "\n".join([f"{field}:token", *tokens]) + "\n")
         return
     file = AtomicFile(source)
-    known = {token: row for row, token in enumerate(file.read([field])[field])}
+    known: dict[str, int] = {}
+    for row, token in enumerate(file.read([field])[field]):
+        first = known.setdefault(token, row)
+        if file.lines[first] != file.lines[row]:
+            raise DataError(
+                f"{source.name}: '{field}' is '{token}' in line {first + 2} and in line {row + 2}, "
+                "and they differ."
+            )
     for feature in features:
         file.check_feature(feature)
     place = file.columns.index(field)

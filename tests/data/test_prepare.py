@@ -445,7 +445,7 @@ BAD = [
     (
         changed(6, "i4", "i3"),
         {},
-        r"line 6: user 'u0' and item 'i3' stand there twice \(1 dupl.*first",
+        r"line 6: user 'u0' and item 'i3' stand there twice \(1 dupl.*--duplicates=first or --dup",
     ),
     (world(), dict(threshold={"ratng": 1}), r"inter has no column 'ratng'\. Did you mean 'rating'"),
     (world(), LABEL | dict(label={"rate": 1}), r"has no column 'rate'\. Did you mean 'rating'"),
@@ -503,7 +503,7 @@ def test_bad_rows_are_named(write, lines: list[str], settings: dict, message: st
     [
         (HEADER.replace("user_id", "usr_id"), r"no column 'user_id'\. Did you mean 'usr_id'\?"),
         (HEADER.replace("item_id", "item"), r"no column 'item_id'\. Did you mean 'item'\?"),
-        (NO_TIME, r"order 'time' needs the field 'timestamp', .* Did you mean 'timestmp'\?"),
+        (NO_TIME, r"order 'time' needs .* mean 'timestmp'\? Without times: --order random\."),
         ("user_id\titem_id\trating\ttimestamp", r"fields as 'name:type', found 'user_id'\."),
         ("196\t242\t3\t881250949", r"fields as 'name:type', found '196'\."),
         (
@@ -630,6 +630,15 @@ def test_a_feature_of_numbers_holds_numbers(write, kind: str, value: str, said) 
     with pytest.raises(DataError, match=said):
         made(data)
     assert whole(data / "prepared") == []
+
+
+def test_an_item_stands_once_or_twice_alike(write) -> None:
+    item = "item_id:token\trelease_year:token\tclass:token_seq\ni0\t1\ta\ni1\t2\tb\n"
+    folder = made(write(world(), item=item + "i0\t1\ta\n"))
+    assert frame(folder, "item")["release_year:token"].tolist() == ["1", "2", "", "", "", ""]
+    message = r"ml-100k\.item: 'item_id' is 'i0' in line 2 and in line 5, and they differ\."
+    with pytest.raises(DataError, match=message):
+        made(write(world(), item=item + "i2\t1\ta\ni0\t1\tb\n"))
 
 
 # u0 rated i0 three times: first in the file but latest, then at once with two ratings.
