@@ -19,6 +19,15 @@ DEFAULT_MODELS = (
     "Pop,QueryPop,ItemKNNFoldIn,EASEFoldIn,ItemKNN,EASE,BPR,LightGCN,NeuMF,PriorRidge,EpisodicRidge"
 )
 
+_SETTINGS_OF_BOTH = "--key=value changes a setting of the protocol or of the models that read it."
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; takes ``--s=1`` for a setting, not for ``--seed``."""
@@ -44,9 +53,9 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "run_recbole_meta.py",
         description="Judge models on a cold-start protocol (default: ml-100k, user_cold_5). "
-        "--key=value changes a setting of the protocol or of the models that read it.",
+        + _SETTINGS_OF_BOTH,
         epilog="example: python run_recbole_meta.py -m BPR,PriorRidge --order random --split=1",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     _add_run(parser)
     return parser
@@ -107,12 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, about: str, example: str, function: Any, settings: bool = False) -> Any:
+    def command(name: str, about: str, example: str, function: Any, settings: str = "") -> Any:
         sub = commands.add_parser(
-            name, help=about, description=about, epilog=f"example: recbole-meta {example}",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            name, help=about, description=f"{about} {settings}",
+            epilog=f"example: recbole-meta {example}", formatter_class=_Formatter,
         )  # fmt: skip
-        sub.set_defaults(function=function, takes_settings=settings)
+        sub.set_defaults(function=function, takes_settings=bool(settings))
         return sub
 
     sub = command("list", "Names that can be used.", "list models", _list)
@@ -124,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "Make a protocol's files.",
         "prepare -d ml-100k -p user_cold_5 --split=1",
         _prepare,
-        True,
+        "--key=value changes a setting of the protocol.",
     )
     _add_data(sub)
     _add_protocol(sub)
@@ -134,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "Judge models on a protocol.",
         "run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
         _run,
-        True,
+        _SETTINGS_OF_BOTH,
     )
     _add_run(sub)
 

@@ -85,6 +85,16 @@ def test_help_of_the_runner(capsys):
     assert "default: user_cold_5" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_only_defaults_that_there_are(call, command):
+    out = " ".join(call(f"{command} --help", data=False)[1].split())
+    for nothing in ("None", "False", "", "0"):
+        assert f"(default: {nothing})" not in out
+    assert ("--key=value changes a setting of the protocol" in out) == (
+        command in ("prepare", "run")
+    )
+
+
 def test_list_models(call):
     code, out, _ = call("list models")
     rows = [line.split() for line in out.splitlines()]
@@ -310,6 +320,7 @@ BAD = [
     ("run -m BPR --item_inter_num_interval=[5,inf)", "'item_inter_num_interval' is ignored"),
     ("run -m BPR --filter_inter_by_user_or_item=true", "is ignored by RecBole"),
     ("run -m BPR,Pop --val_interval=1", "'val_interval' is ignored by RecBole"),
+    ("run -m BPR --gpu_id=1", "'gpu_id' is no setting but an argument of the command", "--device"),
     ("run -m BPR --metrics=[Recall]", "'metrics' is set by the prepared folder or the command"),
     ("run -m BPR --topk=20", "'topk' is set by"),
     ("run -m BPR --eval_args={}", "'eval_args' is set by"),
@@ -366,6 +377,9 @@ def test_cuda_without_a_gpu(call):
         (b"noise: !!python/object/apply:os.getcwd []", "bad.yaml"),
         (b"embeding_size: 8", "'embeding_size'. Did you mean 'embedding_size'?"),
         (b"1: 8", "setting '1'"),
+        (b"model: BPR", "'model' is no setting but an argument of the command and of run(): --mo"),
+        (b"dataset: tiny", "an argument of the command and of run(): --dataset."),
+        (b"seed: 3", "an argument of the command and of run(): --seed."),
     ],
 )
 def test_a_config_file_that_cannot_be_used(call, text, said):
