@@ -291,7 +291,7 @@ def _run(options: argparse.Namespace) -> None:
     from recbole_meta.choice import check_keys, choose_model, knows
     from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
     from recbole_meta.terminal import terminal_table
-    from recbole_meta.tracking import check_writable, write_atomically
+    from recbole_meta.tracking import check_writable, json_text, write_atomically
 
     given: dict[str, Any] = {}
     for file in options.config_files.split():
@@ -332,8 +332,7 @@ def _run(options: argparse.Namespace) -> None:
     table = terminal_table(folders, theirs)
     try:
         if options.json:
-            text = json.dumps(results, indent=1) + "\n"
-            write_atomically(Path(options.json).resolve(), text.encode())
+            write_atomically(Path(options.json).resolve(), json_text(results).encode())
     except OSError as error:
         raise SettingError(f"Cannot write {options.json}: {error.strerror}.") from error
     finally:

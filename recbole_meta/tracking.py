@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def write_run(
         "data": {"prepared": prepared.name, "sha256": prepared.sha256},
         "commit": commit(),
     }
-    text = json.dumps(result, indent=1) + "\n"
+    text = json_text(result)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / LOCK):
@@ -95,6 +96,19 @@ def _differences(file: Path, new: dict[str, Any]) -> str:
     if data != new["data"]:
         found.append(f"the prepared folder {data.get('prepared')} (now {new['data']['prepared']})")
     return ", ".join(found)
+
+
+def json_text(content: Any) -> str:
+    """Indented, with null for what is no finite number: JSON has no NaN."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def npz_bytes(arrays: dict[str, Any]) -> bytes:

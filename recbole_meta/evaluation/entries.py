@@ -51,7 +51,8 @@ class RunFiles:
 
     def valid(self, query: str, metric: str) -> float:
         """The mean on valid; nan where it was not judged there."""
-        return float(self.result["valid_slices"].get(query, {}).get(metric, np.nan))
+        mean = self.result["valid_slices"].get(query, {}).get(metric)
+        return np.nan if mean is None else float(mean)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.metrics import label_metrics, ranking_metrics, rating_metrics
+from recbole_meta.evaluation.metrics import label_metrics, mean, ranking_metrics, rating_metrics
 from recbole_meta.evaluation.slices import queries
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -66,10 +66,10 @@ def _compared(
             spread = np.full(len(tasks), np.nan)
             spread[member] = value
             _check(folder / "tasks.npz", prefix + metric, arrays[prefix + metric], spread)
-            mean = found[query][metric] = float(np.nanmean(value))
+            found[query][metric] = mean(value)
             stored = [result["slices"][query][metric]] + [result["metrics"][metric]] * first
             for told in stored:
-                _check(folder / "result.json", f"{query} {metric}", told, mean)
+                _check(folder / "result.json", f"{query} {metric}", told, found[query][metric])
     if list(found) != list(result["slices"]) or next(iter(found)) != result["query"]:
         raise DataError(f"{folder}/result.json: its queries are not {', '.join(found)}.")
     return found
