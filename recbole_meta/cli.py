@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
-    sub.add_argument("--verbose", "-v", action="count", default=1, help=argparse.SUPPRESS)
+    sub.add_argument("--verbose", "-v", action="count", default=0, help=argparse.SUPPRESS)
     _add_data(sub)
 
     sub = command("table", "Write a benchmark's table from its runs.", "table foundation", _table)
@@ -228,7 +228,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
     parser.add_argument(
-        "--verbose", "-v", action="count", default=0, help="say more; -vv: tracebacks"
+        "--verbose",
+        "-v",
+        action="count",
+        default=0,
+        help="say what is read, with which settings, how long it takes; -vv: tracebacks",
     )
 
 
@@ -287,6 +291,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from recbole_meta.choice import check_keys, choose_model, knows
     from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
@@ -316,7 +321,10 @@ def _run(options: argparse.Namespace) -> None:
             raise SettingError(f"--json names a file, found {options.json}, which is none.")
     results = {}
     hidden = True if options.quiet else None  # None: and where no terminal shows it
-    with tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar:
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar,
+    ):
         for name in models:
             bar.set_description(f"{name:16}")
             results[name] = run(

@@ -2,7 +2,9 @@
 dataset and loaders.
 """
 
+import logging
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from recbole_meta.choice import ModelChoice, check_feedback
 from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError, RecboleMetaError
+
+_log = logging.getLogger(__name__)
 
 _USERS_PER_BATCH = 256  # of full ranking
 
@@ -103,6 +107,7 @@ def _load(
     settings: Mapping[str, Any],
     device: str,
 ) -> Stage:
+    start = time.perf_counter()
     config = stage_config(choice, prepared, phase, k, seed, settings, device)
     if prepared.feedback == "implicit":
         _check_histories(prepared, {prepared.train_name(phase, k), *_judged_from(prepared, phase)})
@@ -114,7 +119,14 @@ def _load(
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
     named = dict(zip(_judged_from(prepared, phase), loaders[1:], strict=True))
-    return Stage(prepared, config, loaders[0]._dataset, loaders[0], named)
+    train = loaders[0]._dataset
+    tasks = ", ".join(f"{len(prepared.tasks(phase))} {phase}" for phase in named)
+    _log.info(
+        "%s reads %s of %s: %d rows, %d users, %d items, tasks: %s (%.1f s)",
+        choice.name, prepared.train_name(phase, k), prepared.name, len(train),
+        train.user_num - 1, train.item_num - 1, tasks, time.perf_counter() - start,
+    )  # fmt: skip
+    return Stage(prepared, config, train, loaders[0], named)
 
 
 def _check_histories(prepared: Prepared, files: set[str]) -> None:

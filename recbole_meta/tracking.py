@@ -78,6 +78,9 @@ def write_run(
             write_atomically(folder / "result.json", text.encode())
     except OSError as error:
         raise DataError(f"Cannot write the run {folder}: {error}") from error
+    used = ", ".join(f"{key} = {value}" for key, value in outcome.settings.items()) or "none"
+    took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in outcome.seconds.items())
+    _log.info("%s at k = %d: %s, settings: %s", choice.name, outcome.k, took, used)
     return folder
 
 

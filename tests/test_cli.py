@@ -174,6 +174,24 @@ def test_run_prints_the_table_and_keeps_the_runs(call):
     )
 
 
+def test_verbose_says_what_is_read_with_which_settings_and_how_long_it_takes(call, caplog):
+    line = "run -m PriorRidge -d tiny -q --embedding_size=8"
+    assert call(line)[0] == 0
+    assert caplog.messages == []
+    assert call(f"{line} -v")[0] == 0
+    found, read, done = caplog.messages
+    assert re.fullmatch(
+        r".*/tiny: prepared folder dataset/prepared/tiny-user_cold_5-\w+ found", found
+    )
+    assert re.fullmatch(
+        r"PriorRidge reads train of tiny-user_cold_5-\w+: \d+ rows, 60 users, 40 items, "
+        r"tasks: 6 valid, 12 test \(\d+\.\d s\)",
+        read,
+    )
+    assert re.match(r"PriorRidge at k = 5: fit \d+\.\d s, evaluate \d+\.\d s, settings: ", done)
+    assert "embedding_size = 8" in done and "noise = " in done
+
+
 def test_the_runner_runs_what_the_command_runs(tmp_path, monkeypatch, capsys, sample_path):
     monkeypatch.chdir(tmp_path)
     line = f"-m Pop -d tiny --order random --seed 7 --data_path {sample_path} --results here"

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,8 @@ from filelock import FileLock
 from recbole_meta.data.protocol import PROTOCOLS, Floats, Ints, Rows, Split, UserCold
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import load_properties, names, read_settings
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 LABEL = "label"
@@ -111,8 +114,10 @@ def prepare(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
-            if not (folder / "protocol.json").is_file():
+            there = (folder / "protocol.json").is_file()
+            if not there:
                 _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+            _log.info("%s: prepared folder %s %s", source, folder, "found" if there else "made")
     except OSError as error:
         raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
     return folder
