@@ -79,12 +79,16 @@ def choose_model(name: str) -> ModelChoice:
 
 # What a prepared folder, the command or the judge decides.
 _OWNED = (
-    "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "dataset", "data_path",
-    "prepared", "phase", "checkpoint_dir", "device", "gpu_id", "use_gpu", "seed", "state",
+    "eval_args", "metrics", "topk", "benchmark_filename", "load_col", "prepared", "phase",
+    "checkpoint_dir", "state",
     "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
     "config_file", "show_progress", "log_wandb", "valid_metric", "valid_metric_bigger",
     "repeatable",
 )  # fmt: skip
+# What RecBole's files of settings hold and ours do not.
+_ARGUMENTS = {"gpu_id": "device", "use_gpu": "device"} | {
+    name: name for name in ("model", "dataset", "protocol", "seed", "data_path", "device")
+}
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")  # trainer.py:181-207
 # Bounds of RecBole's numbers; any other whose default is not negative must not be, either.
 _FROM_ONE = (
@@ -106,7 +110,7 @@ def common_settings() -> set[str]:
         training_arguments,
     )
 
-    return {*general_arguments, *evaluation_arguments, *training_arguments} - set(_OWNED)
+    return {*general_arguments, *evaluation_arguments, *training_arguments} - {*_OWNED, *_ARGUMENTS}
 
 
 def _training_settings() -> set[str]:
@@ -144,6 +148,11 @@ def check_keys(
     """
     for key in map(str, keys):
         check_ignored(key)
+        if key in _ARGUMENTS:
+            raise SettingError(
+                f"'{key}' is no setting but an argument of the command and of run(): "
+                f"--{_ARGUMENTS[key]}."
+            )
         if key in _OWNED:
             raise SettingError(f"'{key}' is set by the prepared folder or the command, not here.")
         if any(knows(choice, key) for choice in choices):

@@ -3,9 +3,10 @@
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,15 @@ from recbole_meta.settings import YamlLoader, load_yaml, names
 DEFAULT_MODELS = (
     "Pop,QueryPop,ItemKNNFoldIn,EASEFoldIn,ItemKNN,EASE,BPR,LightGCN,NeuMF,PriorRidge,EpisodicRidge"
 )
+
+_SETTINGS_OF_BOTH = "--key=value changes a setting of the protocol or of the models that read it."
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,9 +53,9 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "run_recbole_meta.py",
         description="Judge models on a cold-start protocol (default: ml-100k, user_cold_5). "
-        "--key=value changes a setting of the protocol or of the models that read it.",
+        + _SETTINGS_OF_BOTH,
         epilog="example: python run_recbole_meta.py -m BPR,PriorRidge --order random --split=1",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     _add_run(parser)
     return parser
@@ -60,7 +70,11 @@ def _guarded(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         logging.getLogger("recbole_meta").setLevel(level)
         options.function(options)
-    except RecboleMetaError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output is gone; Python would say so again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (RecboleMetaError, OSError) as error:
         if verbosity > 1:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -102,12 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, about: str, example: str, function: Any, settings: bool = False) -> Any:
+    def command(name: str, about: str, example: str, function: Any, settings: str = "") -> Any:
         sub = commands.add_parser(
-            name, help=about, description=about, epilog=f"example: recbole-meta {example}",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            name, help=about, description=f"{about} {settings}",
+            epilog=f"example: recbole-meta {example}", formatter_class=_Formatter,
         )  # fmt: skip
-        sub.set_defaults(function=function, takes_settings=settings)
+        sub.set_defaults(function=function, takes_settings=bool(settings))
         return sub
 
     sub = command("list", "Names that can be used.", "list models", _list)
@@ -119,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "Make a protocol's files.",
         "prepare -d ml-100k -p user_cold_5 --split=1",
         _prepare,
-        True,
+        "--key=value changes a setting of the protocol.",
     )
     _add_data(sub)
     _add_protocol(sub)
@@ -129,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "Judge models on a protocol.",
         "run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
         _run,
-        True,
+        _SETTINGS_OF_BOTH,
     )
     _add_run(sub)
 
@@ -142,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
-    sub.add_argument("--verbose", "-v", action="count", default=1, help=argparse.SUPPRESS)
+    sub.add_argument("--verbose", "-v", action="count", default=0, help=argparse.SUPPRESS)
     _add_data(sub)
 
     sub = command("table", "Write a benchmark's table from its runs.", "table foundation", _table)
@@ -214,7 +228,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
     parser.add_argument(
-        "--verbose", "-v", action="count", default=0, help="say more; -vv: tracebacks"
+        "--verbose",
+        "-v",
+        action="count",
+        default=0,
+        help="say what is read, with which settings, how long it takes; -vv: tracebacks",
     )
 
 
@@ -235,13 +253,9 @@ def _list(options: argparse.Namespace) -> None:
             )
             print(f"{'recbole':10} {shown}{tested}")
     elif options.what == "datasets":
-        found = sorted(
-            path.parent.name
-            for path in Path(options.data_path).glob("*/*.inter*")
-            if path.name.startswith(path.parent.name + ".")
-        )
-        for name in dict.fromkeys(["ml-100k", *found]):
-            print(name)
+        from recbole_meta.data.prepare import dataset_names
+
+        print(*dataset_names(options.data_path), sep="\n")
     else:
         kind = options.what.removesuffix("s")
         for name in names(kind):
@@ -277,11 +291,12 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from recbole_meta.choice import check_keys, choose_model, knows
     from recbole_meta.quick_start import check_run, protocol_settings, run, split_settings
     from recbole_meta.terminal import terminal_table
-    from recbole_meta.tracking import check_writable
+    from recbole_meta.tracking import check_writable, json_text, write_atomically
 
     given: dict[str, Any] = {}
     for file in options.config_files.split():
@@ -302,11 +317,14 @@ def _run(options: argparse.Namespace) -> None:
     check_writable(Path(options.results))
     if options.json:
         check_writable(Path(options.json).parent, make=False)
-        if Path(options.json).is_dir():
-            raise SettingError(f"--json names a file, found the folder {options.json}.")
+        if Path(options.json).exists() and not Path(options.json).is_file():
+            raise SettingError(f"--json names a file, found {options.json}, which is none.")
     results = {}
     hidden = True if options.quiet else None  # None: and where no terminal shows it
-    with tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar:
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=len(models), disable=hidden, file=sys.stderr, unit="model") as bar,
+    ):
         for name in models:
             bar.set_description(f"{name:16}")
             results[name] = run(
@@ -319,10 +337,15 @@ def _run(options: argparse.Namespace) -> None:
             bar.set_postfix_str("")
             bar.update()
     folders = [Path(entry["folder"]) for r in results.values() for entry in r["runs"]]
-    print(terminal_table(folders, theirs))
-    print(f"Runs: {options.results}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    table = terminal_table(folders, theirs)
+    try:
+        if options.json:
+            write_atomically(Path(options.json).resolve(), json_text(results).encode())
+    except OSError as error:
+        raise SettingError(f"Cannot write {options.json}: {error.strerror}.") from error
+    finally:
+        print(table)
+        print(f"Runs: {options.results}")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -349,30 +372,38 @@ def _recompute(options: argparse.Namespace) -> None:
 
 def _clean(options: argparse.Namespace) -> None:
     """What is known as ours by its content, then the folders that this leaves empty."""
+    from recbole_meta.tracking import LOCK
+
     root = Path(options.runs)
     prepared = [path.parent for path in Path(options.prepared_path).glob("*/protocol.json")]
     prepared = [path for path in prepared if (path / f"{path.name}.test.inter").is_file()]
     runs = [path.parent for path in root.rglob("result.json")]
     runs = [path for path in runs if (path / "tasks.npz").is_file()]
     units = [path for path in root.rglob("*.json") if path.parent not in runs and _is_unit(path)]
-    for path in [*sorted(prepared), *sorted(runs), *sorted(units)]:
+    found = [*sorted(prepared), *sorted(runs), *sorted(units)]
+    if options.yes:
+        locks = list(Path(options.prepared_path).glob(".*.lock"))
+        locks += {path.parent / LOCK for path in runs if (path.parent / LOCK).exists()}
+        _delete(found)
+        for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
+            locks += [beside] if not beside.with_suffix("").exists() else []
+        _delete(locks)
+        left = sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]
+        for folder in left:
+            if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
+                folder.rmdir()
+    for path in found:  # said last: deleting does not end where nobody reads on
         print(f"{'deleted' if options.yes else 'would delete'} {path}")
-        if options.yes and path.is_dir():
-            shutil.rmtree(path)
-        elif options.yes:
-            path.unlink()
-    if not [*prepared, *runs, *units]:
+    if not found:
         print("nothing to delete")
-    if not options.yes:
-        return
-    locks = list(Path(options.prepared_path).glob(".*.lock"))
-    for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
-        locks += [beside] if not beside.with_suffix("").exists() else []
-    for lock in locks:
-        lock.unlink()
-    for folder in sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]:
-        if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
-            folder.rmdir()
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _is_unit(path: Path) -> bool:

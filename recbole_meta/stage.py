@@ -2,15 +2,22 @@
 dataset and loaders.
 """
 
+import logging
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from recbole_meta import compat
 from recbole_meta.choice import ModelChoice, check_feedback
 from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.prepared import Prepared
+from recbole_meta.errors import DataError, RecboleMetaError
+
+_log = logging.getLogger(__name__)
 
 _USERS_PER_BATCH = 256  # of full ranking
 
@@ -78,9 +85,32 @@ def load_stage(
     device: str = "cpu",
 ) -> Stage:
     """Read the training file of (phase, k) and the phases that are judged from it, as RecBole
-    does.
+    does; what it raises names the model and the prepared folder.
     """
+    try:
+        return _load(choice, prepared, phase, k, seed, settings, device)
+    except RecboleMetaError:
+        raise
+    except Exception as error:
+        raise RecboleMetaError(
+            f"{choice.name}: RecBole cannot read the prepared folder {prepared.path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _load(
+    choice: ModelChoice,
+    prepared: Prepared,
+    phase: str,
+    k: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str,
+) -> Stage:
+    start = time.perf_counter()
     config = stage_config(choice, prepared, phase, k, seed, settings, device)
+    if prepared.feedback == "implicit":
+        _check_histories(prepared, {prepared.train_name(phase, k), *_judged_from(prepared, phase)})
     with contained():
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import init_seed
@@ -89,4 +119,24 @@ def load_stage(
         dataset = create_dataset(config)
         loaders = data_preparation(config, dataset)
     named = dict(zip(_judged_from(prepared, phase), loaders[1:], strict=True))
-    return Stage(prepared, config, loaders[0]._dataset, loaders[0], named)
+    train = loaders[0]._dataset
+    tasks = ", ".join(f"{len(prepared.tasks(phase))} {phase}" for phase in named)
+    _log.info(
+        "%s reads %s of %s: %d rows, %d users, %d items, tasks: %s (%.1f s)",
+        choice.name, prepared.train_name(phase, k), prepared.name, len(train),
+        train.user_num - 1, train.item_num - 1, tasks, time.perf_counter() - start,
+    )  # fmt: skip
+    return Stage(prepared, config, train, loaders[0], named)
+
+
+def _check_histories(prepared: Prepared, files: set[str]) -> None:
+    """Refuse a user who has every item: RecBole draws an item that a user has not, also for
+    models that need none.
+    """
+    n_items = prepared.description["counts"]["items"]
+    items_of = pd.concat([prepared.rows(name)["user"] for name in files]).value_counts()
+    if items_of.iloc[0] >= n_items:
+        raise DataError(
+            f"{prepared.name}: user '{items_of.index[0]}' has all {n_items} items, and RecBole "
+            "needs one that the user has not. Leave the user out of the data set."
+        )

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from recbole_meta.evaluation.entries import GROUPS, Entry, RunFiles, champion, paired
-from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
-from recbole_meta.evaluation.significance import Interval, bootstrap_interval, paired_gain
+from recbole_meta.evaluation.entries import GROUPS, Entry, RunFiles, champion, gain
+from recbole_meta.evaluation.metrics import sign
+from recbole_meta.evaluation.significance import Interval, bootstrap_interval
 
 
 def terminal_table(folders: Sequence[Path], changed: Mapping[str, Any] | None = None) -> str:
-    """Group, metric with interval, gain over the best floor, seconds, what it reads; the best
-    row is marked.
+    """Group, metric with interval, gain over the best floor (positive is better), seconds, what it
+    reads; the best row is marked.
 
     ``changed``: the settings of models that are not the defaults.
     """
@@ -37,10 +37,9 @@ _SECOND = {"ndcg@10": "recall@10", "mae": "rmse", "auc": "logloss"}
 def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]:
     about = entries[0].runs[0].result
     query, metric = about["query"], next(m for m in _SECOND if m in about["metrics"])
-    smaller = metric in SMALLER_IS_BETTER
     floor = champion(entries, ["floor"], query, metric)
     means = {e.name: float(np.mean(list(e.values(query, metric).values()))) for e in entries}
-    best = (min if smaller else max)(means, key=lambda name: means[name])
+    best = max(means, key=lambda name: sign(metric) * means[name])
     second = _SECOND[metric]
     gain_head = f"gain over {floor.name}" if floor else "gain"
     rows = [
@@ -55,32 +54,35 @@ def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]
             "reads",
         ]
     ]
-    ordered = sorted(
-        entries, key=lambda e: (GROUPS.index(e.group), means[e.name] * (-1 if smaller else 1))
-    )
+    ordered = sorted(entries, key=lambda e: (GROUPS.index(e.group), sign(metric) * means[e.name]))
     for entry in ordered:
         run = entry.runs[0]
         values = entry.values(query, metric)
-        gain = "(best floor on valid)" if entry is floor else ""
+        over = "(best floor on valid)" if entry is floor else ""
         if floor and entry is not floor:
-            gain = _signed(paired_gain(*paired(values, floor.values(query, metric))))
+            over = _signed(gain(metric, values, floor.values(query, metric)))
         rows.append([
             "*" if entry.name == best else "", entry.group, entry.name,
             _interval(bootstrap_interval(list(values.values()))),
-            f"{run.result['metrics'][second]:.4f}", gain,
+            f"{run.result['metrics'][second]:.4f}", over,
             f"{sum(run.result['seconds'].values()):.1f}", entry.reads,
         ])  # fmt: skip
-    n = len(entries[0].values(query, metric))
     head = (
         f"{about['dataset']}, {about['protocol']}, order {about['order']}, split {about['split']}, "
-        f"k = {k}: {n} cold users, query '{query}'"
+        f"k = {k}: {_counted(entries[0], query, metric)}, query '{query}'"
     )
-    better = "smaller" if smaller else "larger"
+    better = "larger" if sign(metric) > 0 else "smaller"
     return [
         head,
         *_aligned(rows),
         f"* best mean on test ({better} is better); settings are {settings}.",
     ]
+
+
+def _counted(entry: Entry, query: str, metric: str) -> str:
+    """How many users the query has, and of how many of them the metric is known."""
+    n, users = (len(entry.values(query, m)) for m in (metric, _SECOND[metric]))
+    return f"{users} cold users" + (f" ({metric}: {n} with both labels)" if n < users else "")
 
 
 def _interval(i: Interval) -> str:

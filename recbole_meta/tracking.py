@@ -3,6 +3,8 @@
 import importlib.metadata
 import io
 import json
+import logging
+import math
 import os
 import subprocess
 import sys
@@ -12,13 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from recbole_meta.choice import ModelChoice
 from recbole_meta.data.prepared import Prepared
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from recbole_meta.fitting import Outcome
+
+LOCK = ".lock"  # beside the runs of a setting, while one of them is written
+_log = logging.getLogger(__name__)
 
 _PACKAGES = ("recbole_meta", "recbole", "torch", "numpy", "scipy", "pandas")
 
@@ -38,11 +44,12 @@ def training_folder(root: Path, model: str, prepared: Prepared, seed: int) -> Pa
 def write_run(
     root: Path, choice: ModelChoice, prepared: Prepared, seed: int, outcome: "Outcome"
 ) -> Path:
-    """Write an outcome; an older one of the same run is replaced."""
+    """Write an outcome; an older one of the same run is replaced, with a warning where that had
+    other settings or data.
+    """
     test = outcome.tested
     about = prepared.description
     folder = run_folder(root, choice.name, prepared, seed, outcome.k)
-    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "model": choice.name,
         "group": choice.group,
@@ -66,10 +73,51 @@ def write_run(
         "data": {"prepared": prepared.name, "sha256": prepared.sha256},
         "commit": commit(),
     }
-    (folder / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
-    write_atomically(folder / "tasks.npz", npz_bytes(test.to_npz()))
-    write_atomically(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    text = json_text(result)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / LOCK):
+            if replaced := _differences(folder / "result.json", json.loads(text)):
+                _log.warning("%s replaces a run with %s", folder, replaced)
+            (folder / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
+            write_atomically(folder / "tasks.npz", npz_bytes(test.to_npz()))
+            write_atomically(folder / "result.json", text.encode())
+    except OSError as error:
+        raise DataError(f"Cannot write the run {folder}: {error}") from error
+    used = ", ".join(f"{key} = {value}" for key, value in outcome.settings.items()) or "none"
+    took = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in outcome.seconds.items())
+    _log.info("%s at k = %d: %s, settings: %s", choice.name, outcome.k, took, used)
     return folder
+
+
+def _differences(file: Path, new: dict[str, Any]) -> str:
+    """The old run's settings and prepared folder that are not the new one's, as in a message."""
+    try:
+        old = json.loads(file.read_text("utf-8"))
+        settings, data = dict(old["config"]), dict(old["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # none, or none that could be used
+    found = [
+        f"{key} = {settings.get(key)} (now {new['config'].get(key)})"
+        for key in settings | new["config"]
+        if settings.get(key) != new["config"].get(key)
+    ]
+    if data != new["data"]:
+        found.append(f"the prepared folder {data.get('prepared')} (now {new['data']['prepared']})")
+    return ", ".join(found)
+
+
+def json_text(content: Any) -> str:
+    """Indented, with null for what is no finite number: JSON has no NaN."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def npz_bytes(arrays: dict[str, Any]) -> bytes:

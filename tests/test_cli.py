@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -82,6 +85,16 @@ def test_help_of_the_runner(capsys):
     assert "default: user_cold_5" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_only_defaults_that_there_are(call, command):
+    out = " ".join(call(f"{command} --help", data=False)[1].split())
+    for nothing in ("None", "False", "", "0"):
+        assert f"(default: {nothing})" not in out
+    assert ("--key=value changes a setting of the protocol" in out) == (
+        command in ("prepare", "run")
+    )
+
+
 def test_list_models(call):
     code, out, _ = call("list models")
     rows = [line.split() for line in out.splitlines()]
@@ -108,6 +121,13 @@ def test_list_datasets(call, sample_path):
     code, out, _ = call("list datasets --data_path", str(sample_path))
     assert code == 0
     assert out.split() == ["ml-100k", "tiny"]
+
+
+def test_a_data_set_that_cannot_be_prepared_is_not_listed(call):
+    for name in ("mine/mine.inter", "zipped/zipped.inter.gz", "cut/cut.train.inter", "a/b.inter"):
+        Path("data", name).parent.mkdir(parents=True)
+        Path("data", name).write_text("")
+    assert call("list datasets --data_path data")[1].split() == ["mine", "ml-100k"]
 
 
 def test_prepare_says_where_and_how_many(call, sample_path):
@@ -154,6 +174,24 @@ def test_run_prints_the_table_and_keeps_the_runs(call):
     )
 
 
+def test_verbose_says_what_is_read_with_which_settings_and_how_long_it_takes(call, caplog):
+    line = "run -m PriorRidge -d tiny -q --embedding_size=8"
+    assert call(line)[0] == 0
+    assert caplog.messages == []
+    assert call(f"{line} -v")[0] == 0
+    found, read, done = caplog.messages
+    assert re.fullmatch(
+        r".*/tiny: prepared folder dataset/prepared/tiny-user_cold_5-\w+ found", found
+    )
+    assert re.fullmatch(
+        r"PriorRidge reads train of tiny-user_cold_5-\w+: \d+ rows, 60 users, 40 items, "
+        r"tasks: 6 valid, 12 test \(\d+\.\d s\)",
+        read,
+    )
+    assert re.match(r"PriorRidge at k = 5: fit \d+\.\d s, evaluate \d+\.\d s, settings: ", done)
+    assert "embedding_size = 8" in done and "noise = " in done
+
+
 def test_the_runner_runs_what_the_command_runs(tmp_path, monkeypatch, capsys, sample_path):
     monkeypatch.chdir(tmp_path)
     line = f"-m Pop -d tiny --order random --seed 7 --data_path {sample_path} --results here"
@@ -194,6 +232,12 @@ def test_recompute_prints_the_run(call):
     assert code == 0
     assert first[:2] == ["after", "ndcg@10"]
     assert float(first[2]) == pytest.approx(result["metrics"]["ndcg@10"], abs=5e-7)
+    lie = json.loads(json.dumps(result))
+    lie["metrics"]["ndcg@10"] = 0.99
+    Path("runs/tiny-user_cold_5-time-0/Pop-seed2020-k5/result.json").write_text(json.dumps(lie))
+    code, out, err = call("recompute runs/tiny-user_cold_5-time-0/Pop-seed2020-k5")
+    assert (code, out) == (2, "")
+    assert "result.json: 'after ndcg@10' does not follow" in err
 
 
 # Cleaning.
@@ -228,7 +272,7 @@ def test_clean_deletes_nothing_unasked(call, strangers):
 def test_clean_deletes_only_prepared_folders_and_runs(call, strangers):
     before = files()
     gone = [name for name in before if name not in strangers]
-    assert len(gone) >= 9  # 7 of the prepared folder, 2 of the run
+    assert len(gone) >= 11  # 7 of the prepared folder, 2 of the run, the locks of both
     code, out, _ = call("clean --yes")
     assert code == 0
     assert out.count("deleted ") == 2
@@ -239,6 +283,22 @@ def test_clean_deletes_only_prepared_folders_and_runs(call, strangers):
 
 def test_clean_where_nothing_is(call):
     assert call("clean --yes")[:2] == (0, "nothing to delete\n")
+
+
+def test_a_reader_who_leaves_stops_nothing(call):
+    """`recbole-meta clean --yes | head -1`: all is deleted, and there is no traceback."""
+    runs = [Path(f"runs/{'x' * 100}/{number:04}") for number in range(1000)]  # more than a pipe
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "result.json").write_text("{}")
+        (run / "tasks.npz").write_text("")
+    program = [sys.executable, "-m", "recbole_meta.cli", "clean", "--yes"]
+    with subprocess.Popen(program, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("deleted ")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+    assert not Path("runs").exists()
 
 
 # Bad input. Each names what was found, and the nearest name where there is one.
@@ -278,6 +338,7 @@ BAD = [
     ("run -m BPR --item_inter_num_interval=[5,inf)", "'item_inter_num_interval' is ignored"),
     ("run -m BPR --filter_inter_by_user_or_item=true", "is ignored by RecBole"),
     ("run -m BPR,Pop --val_interval=1", "'val_interval' is ignored by RecBole"),
+    ("run -m BPR --gpu_id=1", "'gpu_id' is no setting but an argument of the command", "--device"),
     ("run -m BPR --metrics=[Recall]", "'metrics' is set by the prepared folder or the command"),
     ("run -m BPR --topk=20", "'topk' is set by"),
     ("run -m BPR --eval_args={}", "'eval_args' is set by"),
@@ -334,6 +395,9 @@ def test_cuda_without_a_gpu(call):
         (b"noise: !!python/object/apply:os.getcwd []", "bad.yaml"),
         (b"embeding_size: 8", "'embeding_size'. Did you mean 'embedding_size'?"),
         (b"1: 8", "setting '1'"),
+        (b"model: BPR", "'model' is no setting but an argument of the command and of run(): --mo"),
+        (b"dataset: tiny", "an argument of the command and of run(): --dataset."),
+        (b"seed: 3", "an argument of the command and of run(): --seed."),
     ],
 )
 def test_a_config_file_that_cannot_be_used(call, text, said):
@@ -351,7 +415,20 @@ def test_json_that_cannot_be_written(call):
     Path("taken").write_text("a file")
     Path("folder").mkdir()
     refused(call("run -m Pop -d tiny --json taken/all.json"), "taken")
-    refused(call("run -m Pop -d tiny --json folder"), "folder")
+    refused(call("run -m Pop -d tiny --json folder"), "--json names a file, found folder")
+    refused(call("run -m Pop -d tiny --json /dev/null"), "--json names a file, found /dev/null")
+
+
+def test_a_full_disk_while_json_is_written(call, monkeypatch):
+    def full(path, content):
+        if path.name == "all.json":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("recbole_meta.tracking.write_atomically", full)
+    code, out, err = call("run -m Pop -d tiny --json all.json")
+    assert (code, err) == (2, "error: Cannot write all.json: No space left on device.\n")
+    assert out.splitlines()[-1] == "Runs: runs" and not Path("all.json").exists()
 
 
 def test_prepared_path_that_cannot_be_written(call):
@@ -378,3 +455,13 @@ def test_an_interrupt_is_no_traceback(call, monkeypatch):
     code, out, err = call("run -m Pop -d tiny")
     assert (code, out) == (130, "")
     assert err == "interrupted; finished runs are kept\n"
+
+
+def test_what_the_system_refuses_is_one_line(call, monkeypatch):
+    def refuses(path):
+        raise PermissionError(13, "Permission denied", "runs/kept")
+
+    call("run -m Pop -d tiny -q")
+    monkeypatch.setattr("shutil.rmtree", refuses)
+    code, _, err = call("clean --yes")
+    assert (code, err) == (2, "error: [Errno 13] Permission denied: 'runs/kept'\n")

@@ -15,8 +15,11 @@ import yaml
 from recbole_meta import fitting
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.evaluation.entries import RunFiles
 from recbole_meta.evaluation.judge import Judge
+from recbole_meta.evaluation.recompute import recompute
 from recbole_meta.quick_start import run
+from recbole_meta.terminal import terminal_table
 
 CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12, "folds": 0}
 GLOBAL = {"shots": [2], "reserve": 4, "horizon": 5, "eligible": 12, "blocks": 4, "split": 4}
@@ -188,6 +191,29 @@ def test_code_in_a_setting_is_a_string(start, tmp_path, monkeypatch):
     assert result_of(found["runs"][0])["config"]["mf_pretrain_path"] == code
 
 
+@pytest.mark.filterwarnings("error:Mean of empty slice")
+@pytest.mark.parametrize("ratings", [[0], [-3, 2, 9]])
+def test_a_metric_that_nobody_has_is_null(make_world, tmp_path, ratings):
+    """Graded nDCG has a meaning neither for ratings of 0 nor for negative ones."""
+    rows = [(f"u{u:02}", f"i{i}", ratings[(u + i) % len(ratings)], i)
+            for u in range(30) for i in range(u % 3, 9)]  # fmt: skip
+    world = make_world(rows, "user_cold_5_rating")
+    found = run("Constant", "ml-100k", "user_cold_5_rating", threads=1, results=tmp_path / "runs",
+                data_path=world.path.parents[1], prepared_path=world.path.parent)  # fmt: skip
+    assert np.isnan(found["test_result"]["ndcg_exp@3"]) and found["test_result"]["mae"] >= 0
+
+    def refused(word):
+        pytest.fail(f"{word} is no JSON")
+
+    folder = Path(found["runs"][0]["folder"])
+    text = (folder / "result.json").read_text("utf-8")
+    result = json.loads(text, parse_constant=refused)
+    assert result["metrics"]["ndcg_exp@3"] is None and result["metrics"]["mae"] is not None
+    assert np.isnan(RunFiles(folder).valid("after", "ndcg_exp@3"))
+    assert np.isnan(recompute(folder, world.path.parent)["after"]["ndcg_exp@3"])
+    assert "Constant" in terminal_table([folder])
+
+
 def test_a_model_that_raises_is_named_with_its_settings(start):
     message = r"^EASE stopped with LinAlgError: Singular matrix \(settings: .*reg_weight = 0"
     with pytest.raises(RecboleMetaError, match=message) as caught:
@@ -212,7 +238,7 @@ def test_nothing_is_left_where_one_stands(sample_path, tmp_path, monkeypatch):
     assert sys.argv == ["program", "--epochs=1", "--gpu_id=3"] and dict(os.environ) == before
     assert torch.get_num_threads() == threads
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files) == ["result.json", "tasks.npz"]
+    assert sorted(path.name for path in files) == [".lock", "result.json", "tasks.npz"]
     assert Path(found["prepared"]).parent.samefile("made")
 
 
@@ -261,7 +287,7 @@ def test_an_old_result_never_stands_beside_new_tasks(start, monkeypatch):
         path.write_bytes(content)
 
     monkeypatch.setattr("recbole_meta.tracking.write_atomically", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DataError, match=r"Cannot write the run .*: no space left"):
         start("Pop")
     assert not (folder / "result.json").exists()
 

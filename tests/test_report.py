@@ -319,7 +319,7 @@ def test_the_terminal_marks_the_smallest_error(tree):
     found = lines_of(text)
     assert [m for m, line in found.items() if line.startswith("* ") and "ours" in line] == ["Ridge"]
     assert "gain over Pop" in text and "smaller is better" in text
-    assert "-0.3000 [-0.4000, -0.2000]" in found["Ridge"]
+    assert "+0.3000 [+0.2000, +0.4000]" in found["Ridge"]
 
 
 def test_the_terminal_has_a_table_for_each_k(tree):

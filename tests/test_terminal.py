@@ -35,7 +35,7 @@ def made(tmp_path):
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result | more))
         task = np.array([f"u{number:02}" for number in range(tasks)])
-        np.savez(folder / "tasks.npz", **{"task": task, metric: values})
+        np.savez(folder / "tasks.npz", **{"task": task, metric: values, SECOND[metric]: values})
         return folder
 
     return make
@@ -102,8 +102,22 @@ def test_which_end_is_best(made, metric, smaller):
     assert list(found) == [other, best, "Ours"]  # within a group the best stands last
     assert table.splitlines()[1].split()[2] == metric
     assert SECOND[metric] in table.splitlines()[1].split()
-    gain = interval(found["Ours"], 1)  # the difference, with its own sign
-    assert gain[0] == pytest.approx(0.15 if smaller else -0.15, abs=1e-4)
+    for model, over in (("Ours", -0.15), (other, -0.3)):  # worse, whatever the metric
+        assert interval(found[model], 1)[0] == pytest.approx(over, abs=1e-4)
+
+
+def test_a_smaller_error_is_a_gain(made):
+    folders = [
+        made("Constant", "floor", mean=0.7, valid=0.7, metric="mae"),
+        made("Ours", "ours", mean=0.6, valid=0.6, metric="mae"),
+    ]
+    task = np.random.default_rng(0).normal(0, 0.05, N)
+    with np.load(folders[1] / "tasks.npz") as file:
+        arrays = dict(file)
+    np.savez(folders[1] / "tasks.npz", **(arrays | {"mae": arrays["mae"] + task}))
+    mean, low, high = interval(rows(terminal_table(folders))["Ours"], 1)
+    assert mean == pytest.approx(0.1 - task.mean(), abs=1e-4)
+    assert 0 < low < mean < high
 
 
 def test_intervals_are_of_the_tasks_and_paired(made):
@@ -171,14 +185,18 @@ def test_one_block_per_k_with_its_own_floor(made):
     assert [model for model, line in rows(many).items() if line.startswith("*")] == ["QueryPop"]
 
 
-def test_a_task_without_a_value_is_not_counted(made):
-    folder = made("Pop", "floor", mean=0.2, valid=0.2)
+@pytest.mark.parametrize("metric", ["ndcg@10", "auc"])
+def test_a_task_without_a_value_is_not_counted(made, metric):
+    folder = made("Pop", "floor", mean=0.2, valid=0.2, metric=metric)
     with np.load(folder / "tasks.npz") as file:
         arrays = dict(file)
-    arrays["ndcg@10"][:3] = np.nan
+    arrays[metric][:3] = np.nan
+    if metric == "ndcg@10":  # users without a row in the query have no metric
+        arrays[SECOND[metric]][:3] = np.nan
     np.savez(folder / "tasks.npz", **arrays)
     table = terminal_table([folder])
-    assert f"k = 5: {N - 3} cold users" in table
+    both = f"{N} cold users (auc: {N - 3} with both labels), query 'after'"
+    assert f"k = 5: {both if metric == 'auc' else f'{N - 3} cold users, query'}" in table
     assert "nan" not in table
 
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -27,16 +28,19 @@ from recbole_meta.data.protocol import PROTOCOLS, Floats, Ints, Rows, Split, Use
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import load_properties, names, read_settings
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
 LABEL = "label"
 _COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
 
 _TYPES = ("token", "token_seq", "float", "float_seq")  # RecBole's
-# Tokens that RecBole's reader (pandas, with its defaults) takes for missing, or for padding.
-_NO_TOKENS = {
+# What RecBole's reader (pandas, with its defaults) takes for missing.
+_MISSING = {
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
-    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "",
 }  # fmt: skip
+_PADDING = "[PAD]"
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,25 @@ def read_fields(dataset: str) -> DataFields:
 
 def find_dataset(dataset: str, data_path: str | Path) -> Path:
     """The folder with ``<dataset>.inter``: below ``data_path``, or RecBole's own ml-100k."""
-    root = Path(data_path)
-    folders = [root / dataset]
-    spec = find_spec("recbole")
-    if spec and spec.submodule_search_locations:
-        shipped = Path(spec.submodule_search_locations[0]) / "dataset_example"
-        folders.append(shipped / dataset)
-    for folder in folders:
-        if (folder / f"{dataset}.inter").is_file():
-            return folder
-    known = [path.parent.name for path in root.glob("*/*.inter") if path.stem == path.parent.name]
+    for root in _roots(data_path):
+        if (root / dataset / f"{dataset}.inter").is_file():
+            return root / dataset
     raise DataError(
-        f"No file {dataset}.inter in {folders[0]}. {nearest(dataset, [*known, 'ml-100k'])} "
-        "'data_path' says where the data sets are."
+        f"No file {dataset}.inter in {Path(data_path) / dataset}. "
+        f"{nearest(dataset, dataset_names(data_path))} 'data_path' says where the data sets are."
     )
+
+
+def dataset_names(data_path: str | Path) -> list[str]:
+    """What `find_dataset` finds, sorted."""
+    files = [path for root in _roots(data_path) for path in root.glob("*/*.inter")]
+    return sorted({path.stem for path in files if path.stem == path.parent.name})
+
+
+def _roots(data_path: str | Path) -> list[Path]:
+    spec = find_spec("recbole")
+    shipped = spec.submodule_search_locations if spec else None
+    return [Path(data_path), *(Path(folder) / "dataset_example" for folder in shipped or ())]
 
 
 def prepare(
@@ -105,8 +114,10 @@ def prepare(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
-            if not (folder / "protocol.json").is_file():
+            there = (folder / "protocol.json").is_file()
+            if not there:
                 _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+            _log.info("%s: prepared folder %s %s", source, folder, "found" if there else "made")
     except OSError as error:
         raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
     return folder
@@ -146,8 +157,10 @@ class AtomicFile:
         self.header, *self.lines = text.split("\n")
         self.columns = [column.split(":")[0] for column in self.header.split("\t")]
         self._check_header()
+        self.types = dict(column.split(":", 1) for column in self.header.split("\t"))
+        odd = any(sign in text for sign in '\r\0"')
         for number, line in enumerate(self.lines, start=2):
-            if line.count("\t") != len(self.columns) - 1 or "\r" in line or '"' in line:
+            if odd or line.count("\t") != len(self.columns) - 1:
                 self._check_line(number, line)
 
     def _check_header(self) -> None:
@@ -177,21 +190,34 @@ class AtomicFile:
             )
         if "\r" in line:
             raise DataError(f"{where} has a carriage return inside.")
-        read = list(csv.reader([line, ""], delimiter="\t"))
-        if len(read) != 2 or len(read[0]) != found:
-            raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
+        if "\0" in line:
+            raise DataError(f"{where} has a NUL byte inside: {line[:60]!r}.")
+        if '"' in line:
+            read = list(csv.reader([line, ""], delimiter="\t"))
+            if len(read) != 2 or len(read[0]) != found:
+                raise DataError(f"{where}: a field opens with a quotation mark that is not closed.")
 
-    def require(self, column: str) -> None:
-        """An error names the nearest column where this one is missing."""
+    def require(self, column: str, kind: str | None = None) -> None:
+        """An error names the nearest column where this one is missing, or the type it must have:
+        RecBole reads a column by its type.
+        """
         if column not in self.columns:
             raise DataError(
                 f"{self.path.name} has no column '{column}'. {nearest(column, self.columns)}"
             )
+        if kind and self.types[column] != kind:
+            raise DataError(
+                f"{self.path.name}: field '{column}' has type '{self.types[column]}', must be "
+                f"'{kind}': '{column}:{kind}' in the first line."
+            )
 
     def read(self, wanted: Sequence[str]) -> dict[str, "pd.Series[str]"]:
-        """These columns of the whole file as strings."""
+        """These columns of tokens, whole."""
         for column in wanted:
-            self.require(column)
+            self.require(column, "token")
+        return self._text_of(wanted)
+
+    def _text_of(self, wanted: Sequence[str]) -> dict[str, "pd.Series[str]"]:
         frame = pd.read_csv(
             io.StringIO(self._text), sep="\t", quoting=3, dtype=str, na_filter=False,
             names=self.columns, header=0, usecols=list(wanted), skip_blank_lines=False,
@@ -201,7 +227,8 @@ class AtomicFile:
 
     def numbers(self, column: str) -> Floats:
         """A numeric column; an error names the first line that is no finite number."""
-        text = self.read([column])[column]
+        self.require(column, "float")
+        text = self._text_of([column])[column]
         values: Floats = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -210,6 +237,25 @@ class AtomicFile:
                 f"finite number (NaN or text in {len(bad)} lines)."
             )
         return values
+
+    def check_feature(self, column: str) -> None:
+        """An error names the first line in which a feature of numbers holds anything else; what
+        is missing RecBole fills.
+        """
+        self.require(column)
+        kind = self.types[column]
+        if not kind.startswith("float"):
+            return
+        text = self._text_of([column])[column]
+        numbers = text.str.split(" ").explode() if kind == "float_seq" else text
+        numbers = numbers[~numbers.isin(_MISSING if kind == "float" else {""})]
+        values = pd.to_numeric(numbers, errors="coerce").to_numpy(dtype=np.float64)
+        bad = numbers.index[~np.isfinite(values)]
+        if len(bad):
+            raise DataError(
+                f"{self.path.name}, line {bad[0] + 2}: '{column}' is {text[bad[0]]!r}, which is no "
+                f"'{kind}' of finite numbers."
+            )
 
     def write(self, path: Path, rows: Iterable[int] | None = None) -> None:
         """The header and these lines (all without ``rows``)."""
@@ -243,8 +289,12 @@ def _write_whole(
         split = protocol.apply(rows)
         for name, chosen in split.files.items():
             inter.write(temporary / f"{folder.name}.{name}.inter", chosen.tolist())
-        for side, field in (("user", fields.user), ("item", fields.item)):
-            _write_side(files[side], temporary / f"{folder.name}.{side}", field, tokens[side])
+        for side, field, features in (
+            ("user", fields.user, fields.user_features),
+            ("item", fields.item, fields.item_features),
+        ):
+            target = temporary / f"{folder.name}.{side}"
+            _write_side(files[side], target, field, features, tokens[side])
         recbole = recbole_settings(folder.name, protocol, fields, files)
         write_file(temporary / "recbole.yaml", _COMMENT + yaml.safe_dump(recbole, sort_keys=False))
         description = _describe(
@@ -293,7 +343,7 @@ def read_rows(
     if protocol.order == "time" and not has_time:
         raise DataError(
             f"order 'time' needs the field '{fields.time or 'time'}', and {path.name} has none. "
-            f"{nearest(fields.time or 'time', file.columns)}"
+            f"{nearest(fields.time or 'time', file.columns)} Without times: --order random."
         )
     time = file.numbers(str(fields.time)) if has_time else None
     pairs = pd.DataFrame({"user": columns[fields.user], "item": columns[fields.item]})
@@ -315,7 +365,7 @@ def read_rows(
 
 def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
     """Every token must be one for RecBole, too."""
-    bad = (tokens == "") | tokens.isin(_NO_TOKENS) | tokens.str.startswith('"')
+    bad = tokens.isin({*_MISSING, _PADDING}) | tokens.str.startswith('"')
     if bad.any():
         line = int(np.flatnonzero(bad.to_numpy())[0])
         token = tokens.iloc[line]
@@ -338,7 +388,7 @@ def _repeats(
         raise DataError(
             f"{file.path.name}, line {later.index[0] + 2}: user '{later['user'].iloc[0]}' and item "
             f"'{later['item'].iloc[0]}' stand there twice ({len(later)} duplicate rows). "
-            "Set duplicates: first | last."
+            "Set 'duplicates' of the protocol: --duplicates=first or --duplicates=last."
         )
     if time is not None:
         rows = repeated.index.to_numpy()
@@ -354,13 +404,24 @@ def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _write_side(source: Path, target: Path, field: str, tokens: list[str]) -> None:
+def _write_side(
+    source: Path, target: Path, field: str, features: Sequence[str], tokens: list[str]
+) -> None:
     """The lines of these users or items by token; a line of blanks where none is known."""
     if not source.is_file():
         write_file(target, "\n".join([f"{field}:token", *tokens]) + "\n")
         return
     file = AtomicFile(source)
-    known = {token: row for row, token in enumerate(file.read([field])[field])}
+    known: dict[str, int] = {}
+    for row, token in enumerate(file.read([field])[field]):
+        first = known.setdefault(token, row)
+        if file.lines[first] != file.lines[row]:
+            raise DataError(
+                f"{source.name}: '{field}' is '{token}' in line {first + 2} and in line {row + 2}, "
+                "and they differ."
+            )
+    for feature in features:
+        file.check_feature(feature)
     place = file.columns.index(field)
     blanks = ["" for _ in file.columns]
     lines = []
@@ -387,9 +448,6 @@ def recbole_settings(
     ):
         load_col[side] = [field]
         if files[side].is_file():
-            file = AtomicFile(files[side])
-            for feature in features:
-                file.require(feature)
             load_col[side] += features
     settings: dict[str, Any] = {
         "dataset": name,

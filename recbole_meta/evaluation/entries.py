@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
+from recbole_meta.evaluation.metrics import sign
+from recbole_meta.evaluation.significance import Interval, paired_gain
 from recbole_meta.settings import load_properties, load_yaml
 
 Values = dict[str, float]  # task -> value
@@ -50,7 +51,8 @@ class RunFiles:
 
     def valid(self, query: str, metric: str) -> float:
         """The mean on valid; nan where it was not judged there."""
-        return float(self.result["valid_slices"].get(query, {}).get(metric, np.nan))
+        mean = self.result["valid_slices"].get(query, {}).get(metric)
+        return np.nan if mean is None else float(mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +82,20 @@ def champion(
     entries: Sequence[Entry], groups: Iterable[str], query: str, metric: str
 ) -> Entry | None:
     """The best by valid of these groups; None where there is none."""
-    sign = -1 if metric in SMALLER_IS_BETTER else 1
     chosen = [e for e in entries if e.group in set(groups) and not np.isnan(e.valid(query, metric))]
-    return max(chosen, key=lambda e: sign * e.valid(query, metric), default=None)
+    return max(chosen, key=lambda e: sign(metric) * e.valid(query, metric), default=None)
 
 
 def paired(values: Values, baseline: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Both on the tasks that both have, in one order."""
     tasks = sorted(values.keys() & baseline.keys())
     return np.array([values[t] for t in tasks]), np.array([baseline[t] for t in tasks])
+
+
+def gain(metric: str, values: Values, baseline: Values, resamples: int = 10_000) -> Interval:
+    """How much better the values are, paired over the tasks that both have; positive is better,
+    for errors, too.
+    """
+    ours, theirs = paired(values, baseline)
+    better = (ours, theirs) if sign(metric) > 0 else (theirs, ours)
+    return paired_gain(*better, resamples=resamples)

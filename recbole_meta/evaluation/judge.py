@@ -17,7 +17,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.metrics import label_metrics, ranking_metrics, rating_metrics
+from recbole_meta.evaluation.metrics import label_metrics, mean, ranking_metrics, rating_metrics
 from recbole_meta.evaluation.slices import queries
 from recbole_meta.evaluation.top import top_candidates
 
@@ -38,10 +38,7 @@ class Judged:
 
     def means(self, query: str | None = None) -> dict[str, float]:
         """The mean over tasks of each metric of a query, by default the primary one."""
-        return {
-            name: float(np.nanmean(values))
-            for name, values in self.metrics[query or self.primary].items()
-        }
+        return {name: mean(values) for name, values in self.metrics[query or self.primary].items()}
 
     def to_npz(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays of ``tasks.npz``: metrics of further slices are named ``slice/metric``."""

@@ -31,6 +31,17 @@ GRADED_CUTOFFS = (1, 3)
 CLIP = 1e-7  # log loss: predictions are kept this far from 0 and 1
 
 
+def sign(metric: str) -> int:
+    """-1 for an error, whose smaller values are better; 1 for any other metric."""
+    return -1 if metric in SMALLER_IS_BETTER else 1
+
+
+def mean(values: Floats) -> float:
+    """The mean over tasks without the nan ones; nan where no task has a value."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else np.nan
+
+
 def ranking_metrics(
     hits: ArrayLike,
     score: ArrayLike,
@@ -112,16 +123,18 @@ def rating_metrics(
 
     task, label, prediction: [N], rows in any order, task in 0..T-1, at least one row per task.
     ``ndcg_linear@c`` takes the label as gain, ``ndcg_exp@c`` takes 2^label - 1; rows of equal
-    prediction share their mean gain; nan for a task whose labels are all 0.
+    prediction share their mean gain; nan for a task whose labels are all 0, and for every task
+    where a label is negative: such a scale has no gains.
     """
     task, label, prediction, count = _rows(task, label, prediction, n_tasks)
-    if (label < 0).any():
-        raise DataError(f"{(label < 0).sum()} labels are negative: graded nDCG needs gains >= 0.")
     error = prediction - label
     values = {
         "mae": _sums(task, np.abs(error)) / count,
         "rmse": np.sqrt(_sums(task, error**2) / count),
     }
+    if (label < 0).any():
+        graded = (f"ndcg_{name}@{c}" for name in ("linear", "exp") for c in GRADED_CUTOFFS)
+        return values | {name: np.full(n_tasks, np.nan) for name in graded}
     order = np.lexsort((-prediction, task))
     ideal_order = np.lexsort((-label, task))
     by_task = task[order]

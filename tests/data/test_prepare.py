@@ -445,7 +445,7 @@ BAD = [
     (
         changed(6, "i4", "i3"),
         {},
-        r"line 6: user 'u0' and item 'i3' stand there twice \(1 dupl.*first",
+        r"line 6: user 'u0' and item 'i3' stand there twice \(1 dupl.*--duplicates=first or --dup",
     ),
     (world(), dict(threshold={"ratng": 1}), r"inter has no column 'ratng'\. Did you mean 'rating'"),
     (world(), LABEL | dict(label={"rate": 1}), r"has no column 'rate'\. Did you mean 'rating'"),
@@ -475,6 +475,11 @@ BAD = [
     (changed(5, "i3", '"i3"'), {}, r"""line 5: 'item_id' is '"i3"', which RecBole cannot read"""),
     (changed(5, "i3", "i\r3"), {}, r"line 5 has a carriage return inside"),
     (
+        changed(5, "i3", "i\0003"),
+        {},
+        r"ml-100k\.inter, line 5 has a NUL byte inside: 'u0\\ti\\x003",
+    ),
+    (
         changed(5, "i3\t", "i3"),
         {},
         r"line 5 has 3 tab-separated fields, the first line names 4: 'u",
@@ -498,7 +503,7 @@ def test_bad_rows_are_named(write, lines: list[str], settings: dict, message: st
     [
         (HEADER.replace("user_id", "usr_id"), r"no column 'user_id'\. Did you mean 'usr_id'\?"),
         (HEADER.replace("item_id", "item"), r"no column 'item_id'\. Did you mean 'item'\?"),
-        (NO_TIME, r"order 'time' needs the field 'timestamp', .* Did you mean 'timestmp'\?"),
+        (NO_TIME, r"order 'time' needs .* mean 'timestmp'\? Without times: --order random\."),
         ("user_id\titem_id\trating\ttimestamp", r"fields as 'name:type', found 'user_id'\."),
         ("196\t242\t3\t881250949", r"fields as 'name:type', found '196'\."),
         (
@@ -507,11 +512,29 @@ def test_bad_rows_are_named(write, lines: list[str], settings: dict, message: st
         ),
         (HEADER.replace(":token", ":tokn"), r"'user_id' has type 'tokn'\. Did you mean 'token'\?"),
         (HEADER.replace("rating", "item_id"), r"the first line names 'item_id' twice\."),
+        (
+            HEADER.replace("user_id:token", "user_id:token_seq"),
+            r"ml-100k\.inter: field 'user_id' has type 'token_seq', must be 'token': 'user_id:t",
+        ),
+        (HEADER.replace("item_id:token", "item_id:float"), r"'item_id' has type 'float', must be"),
+        (HEADER.replace("timestamp:float", "timestamp:token"), r"'timestamp' has type 'token', mu"),
     ],
 )
 def test_bad_headers_are_named(write, header: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         made(write(world(), header))
+
+
+@pytest.mark.parametrize("protocol", ["user_cold_5_rating", "user_cold_5_label"])
+def test_a_rating_must_be_a_float(write, protocol: str) -> None:
+    """RecBole would number the tokens, and a model would learn the numbers."""
+    data = write(world(), HEADER.replace("rating:float", "rating:token"))
+    message = r"ml-100k\.inter: field 'rating' has type 'token', must be 'float': 'rating:float' in"
+    with pytest.raises(DataError, match=message):
+        made(data, protocol)
+    made(data)  # a ranking does not read it
+    with pytest.raises(DataError, match=message):
+        made(data, threshold={"rating": 2})
 
 
 def test_a_column_named_label_is_refused(write) -> None:
@@ -567,6 +590,55 @@ def test_side_files_must_have_their_columns(write) -> None:
     ):
         made(no_class)
     assert whole(no_class / "prepared") == []
+    item = "item_id:float\trelease_year:token\tclass:token_seq\n0\t1\ta\n"
+    with pytest.raises(DataError, match=r"ml-100k\.item: field 'item_id' has type 'float', must"):
+        made(write(world(), item=item))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (
+            "float",
+            "old",
+            r"ml-100k\.item, line 3: 'release_year' is 'old', which is no 'float' of f",
+        ),
+        ("float", "inf", "'inf'"),
+        ("float", "1 2", "'1 2'"),
+        (
+            "float_seq",
+            "1 2 b",
+            r"line 3: 'release_year' is '1 2 b', which is no 'float_seq' of fin",
+        ),
+        ("float_seq", "1 nan", "'1 nan'"),
+        ("float", "", None),
+        ("float", "NaN", None),
+        ("float", "1e3", None),
+        ("float_seq", "1  2.5", None),
+        ("float_seq", "", None),
+        ("token", "old", None),
+        ("token_seq", "old old", None),
+    ],
+)
+def test_a_feature_of_numbers_holds_numbers(write, kind: str, value: str, said) -> None:
+    """Or nothing, as RecBole reads it; columns that are no feature may hold anything."""
+    item = f"item_id:token\trelease_year:{kind}\tclass:token_seq\tbudget:float\n"
+    data = write(world(), item=item + f"i0\t1\ta\t5\ni1\t{value}\tb\tlarge\n")
+    if said is None:
+        made(data)
+        return
+    with pytest.raises(DataError, match=said):
+        made(data)
+    assert whole(data / "prepared") == []
+
+
+def test_an_item_stands_once_or_twice_alike(write) -> None:
+    item = "item_id:token\trelease_year:token\tclass:token_seq\ni0\t1\ta\ni1\t2\tb\n"
+    folder = made(write(world(), item=item + "i0\t1\ta\n"))
+    assert frame(folder, "item")["release_year:token"].tolist() == ["1", "2", "", "", "", ""]
+    message = r"ml-100k\.item: 'item_id' is 'i0' in line 2 and in line 5, and they differ\."
+    with pytest.raises(DataError, match=message):
+        made(write(world(), item=item + "i2\t1\ta\ni0\t1\tb\n"))
 
 
 # u0 rated i0 three times: first in the file but latest, then at once with two ratings.

@@ -14,8 +14,10 @@ from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import (
     SMALLER_IS_BETTER,
     label_metrics,
+    mean,
     ranking_metrics,
     rating_metrics,
+    sign,
 )
 
 # -- Ranking -------------------------------------------------------------------------------------
@@ -331,9 +333,20 @@ def test_rows_refuse(metrics, task, label, prediction, n_tasks, message):
         metrics(task, label, prediction, n_tasks)
 
 
-def test_rating_metrics_refuse_negative_labels():
-    with pytest.raises(DataError, match="1 labels are negative"):
-        rating_metrics([0, 0], [-1, 2], [0.0, 1.0], 1)
+@pytest.mark.filterwarnings("error")
+def test_a_scale_with_negative_labels_has_no_gains():
+    """Not for the users without a negative one, either: they are no sample of all."""
+    found = rating_metrics([0, 0, 1], [-9000, 2, 3], [0.0, 1.0, 1.0], 2)
+    np.testing.assert_allclose(found["mae"], [9001 / 2, 2])
+    graded = {name: value for name, value in found.items() if name.startswith("ndcg")}
+    assert list(found) == list(rating_metrics([0], [1], [1], 1)) and len(graded) == 4
+    assert all(np.isnan(value).all() and value.shape == (2,) for value in graded.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_leaves_out_tasks_without_a_value():
+    assert mean(np.array([1.0, np.nan, 4.0])) == 2.5
+    assert np.isnan(mean(np.array([np.nan, np.nan])))
 
 
 @pytest.mark.parametrize(
@@ -353,4 +366,6 @@ def test_smaller_is_better_for_errors_and_losses_only():
     rated = rating_metrics([0, 0], [1, 0], [0.5, 0.4], 1)
     labelled = label_metrics([0, 0], [1, 0], [0.5, 0.4], 1)
     ranked = ranking_metrics(**UNTIED)
+    assert {sign(metric) for metric in SMALLER_IS_BETTER} == {-1}
+    assert {sign("ndcg@10"), sign("auc"), sign("ndcg_exp@3")} == {1}
     assert SMALLER_IS_BETTER & {*rated, *labelled, *ranked} == {"mae", "rmse", "logloss"}

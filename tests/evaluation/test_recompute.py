@@ -7,6 +7,7 @@ by hand.
 import csv
 import json
 import math
+import re
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -243,6 +244,22 @@ def test_labels_follow_from_files_and_plain_python(judged, case):
         assert metrics["auc"] == 0.5
 
 
+def test_ratings_that_32_bits_do_not_hold(sample_path, tmp_path):
+    """RecBole's columns are of 32 bits, a file's decimals are not."""
+    head, *lines = (sample_path / "tiny" / "tiny.inter").read_text("utf-8").splitlines()
+    lines = [re.sub(r"\t(\d)\t", r"\t\1.3\t", line) for line in lines]
+    assert all(".3\t" in line for line in lines)
+    file = tmp_path / "ml-100k" / "ml-100k.inter"
+    file.parent.mkdir()
+    file.write_text("\n".join([head, *lines]) + "\n", "utf-8")
+    found = run(
+        "Constant", "ml-100k", "user_cold_5_rating", threads=1, data_path=tmp_path,
+        prepared_path=tmp_path / "prepared", results=tmp_path / "runs",
+    )  # fmt: skip
+    values = recompute(Path(found["runs"][0]["folder"]), tmp_path / "prepared")["after"]
+    assert values == pytest.approx(found["test_result"], abs=1e-12)
+
+
 # What is refused.
 
 
@@ -293,13 +310,94 @@ def test_what_is_no_run_is_refused(judged, room, tmp_path, damage):
         recompute(broken, room / "prepared")
 
 
-def test_a_number_that_was_changed_is_noticed(judged, room, tmp_path):
-    """`recompute` reads lists and scores, not the stored metrics."""
-    folder, _ = judged(*RANKINGS[0])
-    lying = tmp_path / "run"
-    shutil.copytree(folder, lying)
-    arrays = arrays_of(folder)
-    np.savez(lying / "tasks.npz", **(arrays | {"ndcg@10": arrays["ndcg@10"] + 0.1}))
-    result = json.loads((folder / "result.json").read_text("utf-8"))
-    found = recompute(lying, room / "prepared")[result["query"]]
-    assert found == pytest.approx(result["metrics"], abs=1e-12)
+@pytest.fixture
+def lying(judged, room, tmp_path):
+    """``lying(case, arrays, result)``: the message for a run of which this was changed."""
+
+    def recomputed(case, arrays=None, result=None) -> str:
+        folder, _ = judged(*case)
+        copy = tmp_path / "run"
+        shutil.copytree(folder, copy)
+        stored = json.loads((folder / "result.json").read_text("utf-8"))
+        if arrays:
+            np.savez(copy / "tasks.npz", **arrays(arrays_of(folder)))
+        if result:
+            result(stored)
+            (copy / "result.json").write_text(json.dumps(stored))
+        with pytest.raises(DataError) as refused:
+            recompute(copy, room / "prepared")
+        return str(refused.value)
+
+    return recomputed
+
+
+@pytest.mark.parametrize("case", [RATINGS[1], LABELS[1]], ids=ids)
+def test_labels_are_those_of_the_prepared_folder(lying, case):
+    """Flipped labels in a run whose stored numbers follow from them."""
+
+    def flipped(arrays):
+        arrays["label"][3:] = 5 - arrays["label"][3:]
+        return arrays
+
+    said = lying(case, flipped)
+    assert re.search(
+        r"tasks\.npz: \d+ labels are not those of the prepared folder, the first", said
+    )
+
+
+@pytest.mark.parametrize("case", [RATINGS[0], LABELS[0]], ids=ids)
+def test_every_query_row_must_be_there(lying, case):
+    rows = ("query_task", "query_item", "label", "prediction")
+
+    def shortened(arrays):
+        return arrays | {name: arrays[name][1:] for name in rows}
+
+    assert re.search(r"has \d+ query rows, .*; 1 are missing, e\.g\. \('u", lying(case, shortened))
+
+
+def test_every_query_row_must_be_there_once(lying):
+    def doubled(arrays):
+        rows = ("query_task", "query_item", "label", "prediction")
+        return arrays | {name: np.append(arrays[name], arrays[name][:1]) for name in rows}
+
+    assert "; 0 are missing." in lying(RATINGS[0], doubled)
+
+
+def test_tasks_are_those_of_the_prepared_folder(lying):
+    said = lying(RANKINGS[0], lambda arrays: arrays | {"task": arrays["task"][::-1]})
+    assert "tasks.npz: its tasks are not those of tiny-user_cold_curve-" in said
+
+
+@pytest.mark.parametrize("case", [RANKINGS[0], RATINGS[0], LABELS[0]], ids=ids)
+@pytest.mark.parametrize("query", ["primary", "slice"])
+def test_a_stored_number_must_follow(lying, judged, case, query):
+    stored = json.loads((judged(*case)[0] / "result.json").read_text("utf-8"))
+    query = list(stored["slices"])[query == "slice"]
+    metric = next(iter(stored["metrics"]))
+    name = metric if query == stored["query"] else f"{query}/{metric}"
+    said = lying(case, lambda arrays: arrays | {name: np.nan_to_num(arrays[name]) + 1e-6})
+    assert f"tasks.npz: '{name}' does not follow" in said
+
+
+def test_a_mean_must_follow(lying):
+    def better(stored):
+        stored["slices"][stored["query"]]["ndcg@10"] = 0.99
+
+    assert "'rows_5_9 ndcg@10' does not follow" in (said := lying(RANKINGS[0], result=better))
+    assert "stored 0.990000, recomputed 0." in said
+
+
+def test_the_metrics_of_the_result_must_follow(lying):
+    assert "recomputed" in lying(RANKINGS[0], result=lambda r: r["metrics"].update({"mrr@10": 1}))
+
+
+def test_a_slice_that_is_none_is_noticed(lying):
+    def more(stored):
+        stored["slices"]["after_1_2"] = stored["metrics"]
+
+    assert "its queries are not rows_5_9, after" in lying(RANKINGS[0], result=more)
+
+
+def test_an_array_that_is_missing_is_named(lying):
+    said = lying(RANKINGS[0], lambda arrays: {k: v for k, v in arrays.items() if k != "topk"})
+    assert said.endswith("its files have no entry 'topk'.")
