@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,27 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from recbole_meta.data.protocol import PROTOCOLS, Floats, Ints, Rows, Split, UserCold
+from recbole_meta.data.protocol import (
+    Floats,
+    Ints,
+    Mask,
+    Rows,
+    Split,
+    UserCold,
+    UserColdCurve,
+    UserColdGlobal,
+    UserColdK,
+)
+from recbole_meta.data.states import FourStates
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import load_properties, names, read_settings
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
+PROTOCOLS: dict[str, type[UserCold]] = {
+    cls.kind: cls for cls in (UserColdK, UserColdCurve, UserColdGlobal, FourStates)
+}
 LABEL = "label"
 _COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
 
@@ -104,6 +118,9 @@ def prepare(
     source = find_dataset(dataset, data_path)
     fields = read_fields(dataset)
     files = {s: source / f"{dataset}.{s}" for s in ("inter", "user", "item")}
+    if isinstance(protocol, FourStates):
+        given = {"user_split": protocol.user_split, "item_split": protocol.item_split}
+        files |= {side: source / name for side, name in given.items() if name is not None}
     try:
         inputs = {file.name: sha256(file.read_bytes()) for file in files.values() if file.is_file()}
     except OSError as error:
@@ -238,6 +255,21 @@ class AtomicFile:
             )
         return values
 
+    def values_of(self, column: str, field: str, tokens: list[str]) -> Floats:
+        """The numbers that a column of any type holds for these tokens of ``field``."""
+        self.require(column)
+        text = self._text_of([field, column]).values()
+        table = pd.DataFrame(dict(zip(("token", "value"), text, strict=True)))
+        found = table.drop_duplicates("token", keep="last").set_index("token")["value"]
+        values: Floats = pd.to_numeric(found.reindex(tokens), errors="coerce").to_numpy(np.float64)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise DataError(
+                f"{self.path.name}: '{column}' of '{tokens[bad[0]]}' is no number "
+                f"({len(bad)} such)."
+            )
+        return values
+
     def check_feature(self, column: str) -> None:
         """An error names the first line in which a feature of numbers holds anything else; what
         is missing RecBole fills.
@@ -286,6 +318,8 @@ def _write_whole(
     try:
         temporary.mkdir()
         inter, rows, tokens = read_rows(files["inter"], protocol, fields)
+        if isinstance(protocol, FourStates):
+            rows = _with_states(rows, protocol, fields, files, tokens)
         split = protocol.apply(rows)
         for name, chosen in split.files.items():
             inter.write(temporary / f"{folder.name}.{name}.inter", chosen.tolist())
@@ -361,6 +395,48 @@ def read_rows(
         item_key=_keys(tokens["item"]),
     )
     return file, rows, tokens
+
+
+def _with_states(
+    rows: Rows,
+    protocol: FourStates,
+    fields: DataFields,
+    files: dict[str, Path],
+    tokens: dict[str, list[str]],
+) -> Rows:
+    """What tells who is cold: the item's field, and the given files."""
+    file = AtomicFile(files["item"])
+    values = file.values_of(protocol.item_field, fields.item, tokens["item"])
+    cold = {
+        side: _given_states(files[f"{side}_split"], field, tokens[side])
+        for side, field in (("user", fields.user), ("item", fields.item))
+        if f"{side}_split" in files
+    }
+    return replace(rows, item_value=values, cold_user=cold.get("user"), cold_item=cold.get("item"))
+
+
+def _given_states(path: Path, field: str, tokens: list[str]) -> Mask:
+    """Who is cold by a file of two columns: the field and 'state', existing or cold."""
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype=str, na_filter=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"Cannot read the split file {path}: {error}") from error
+    for column in (field, "state"):
+        if column not in frame:
+            raise DataError(
+                f"{path.name} has no column '{column}'. {nearest(column, list(frame.columns))}"
+            )
+    wrong = frame[~frame["state"].isin(["existing", "cold"])]
+    if len(wrong):
+        raise DataError(
+            f"{path.name}, line {wrong.index[0] + 2}: 'state' is {wrong['state'].iloc[0]!r}. "
+            "Allowed: cold, existing."
+        )
+    state = frame.drop_duplicates(field).set_index(field)["state"].reindex(tokens)
+    if state.isna().any():
+        missing = state.index[state.isna()]
+        raise DataError(f"{path.name} does not say what '{field}' {missing[0]!r} is.")
+    return (state == "cold").to_numpy(dtype=bool)
 
 
 def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
@@ -501,6 +577,7 @@ def _describe(
         "shots": list(protocol.support_sizes),
         "query_start": protocol.query_start,
         "horizon": protocol.query_horizon,
+        "held_out": protocol.held_out,
         "candidates": protocol.candidates,
         "train": split.train,
         "cut": split.cut,

@@ -92,6 +92,8 @@ class Prepared:
 
     def early_rows(self, phase: str) -> pd.DataFrame:
         """The rows of a phase's tasks before the query: the reserve, or else the support."""
+        if f".support_{phase}.inter" in self.description["outputs"]:
+            return self.rows(f"support_{phase}")
         has_reserve = ".reserved.inter" in self.description["outputs"]
         name = "reserved" if has_reserve else self.train_name(phase, self.shots[-1])
         rows = self.rows(name)
@@ -157,19 +159,39 @@ class Prepared:
                 f"{self.name}: {len(known)} query pairs of '{phase}' are in '{name}', "
                 f"e.g. {known[0]}."
             )
-        per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
-        wrong = per_task[per_task != k]
-        if len(wrong):
-            raise LeakError(
-                f"{self.name}: user '{wrong.index[0]}' of '{phase}' has {wrong.iloc[0]} rows in "
-                f"'{name}', not {k}: a test user must not be met in training."
-            )
+        self._check_support(phase, k, rows)
         cut = self.description["cut"].get(phase)
         if cut is not None:
             late = rows[~rows["user"].isin(self.cold_users(phase)) & (rows["time"] >= cut)]
             if len(late):
                 raise LeakError(
                     f"{self.name}: {len(late)} training rows of '{name}' lie after the cut {cut}."
+                )
+
+    def _check_support(self, phase: str, k: int, rows: pd.DataFrame) -> None:
+        """A cold task has its k support rows in the training file and no other; where users are
+        known its support is there, and where items are cold nobody else's row of them.
+        """
+        name, support = self.train_name(phase, k), self.support(phase, k)
+        per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+        wanted = support["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+        if not self.held_out:
+            wanted[:] = k
+        state = self.description["settings"].get("state", "cw")
+        wrong = per_task < wanted if state[0] == "w" else per_task != wanted
+        if wrong.any():
+            user = per_task.index[wrong.to_numpy()][0]
+            raise LeakError(
+                f"{self.name}: user '{user}' of '{phase}' has {per_task[user]} rows in '{name}', "
+                f"not {wanted[user]}: a test user must not be met in training."
+            )
+        if state[1] == "c":
+            warm = rows[~_pairs(rows).isin(_pairs(support))]
+            met = set(warm["item"]).intersection(self.rows(phase)["item"])
+            if met:
+                raise LeakError(
+                    f"{self.name}: {len(met)} cold items of '{phase}' are in '{name}', e.g. "
+                    f"'{min(met)}': a cold item must not be met in training."
                 )
 
     def _check_polarity(self) -> None:

@@ -37,6 +37,9 @@ class Rows:
     time: Floats | None  # [N] seconds
     user_key: npt.NDArray[np.uint64]  # [users] a hash of the token
     item_key: npt.NDArray[np.uint64]  # [items]
+    item_value: Floats | None = None  # [items] the field that a protocol asks for
+    cold_user: Mask | None = None  # [users] as a given file says
+    cold_item: Mask | None = None  # [items]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class UserCold:
     def query_start(self) -> int:
         """The position (from 0) of a task's first query row."""
         raise NotImplementedError(self.kind)
+
+    @property
+    def held_out(self) -> int:
+        """How many random rows of a task are its query; 0: its query goes by position."""
+        return 0
 
     @property
     def query_horizon(self) -> int | None:
@@ -248,11 +256,6 @@ class UserColdGlobal(_Curve):
                 files[f"{name}_{k}"] = history.rows(warm[phase] | support)
         train = {"valid": "train_{k}", "test": "refit_{k}"}
         return Split(files, train, cold, cut, history.n_eligible, history.n_users)
-
-
-PROTOCOLS: dict[str, type[UserCold]] = {
-    cls.kind: cls for cls in (UserColdK, UserColdCurve, UserColdGlobal)
-}
 
 
 class History:

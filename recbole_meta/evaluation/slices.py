@@ -2,7 +2,7 @@
 
 ``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length
 ``after_10_19`` ... ``later``: rows more than 24 hours after the user's first row, users with at
-least 10 of them.
+least 10 of them. ``held_out``: random rows, where the protocol holds out such.
 """
 
 import numpy as np
@@ -21,6 +21,8 @@ def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
     Left out are slices without a row, and with labels those where no task has both a 0 and a 1.
     """
     rows = prepared.rows(phase)
+    if prepared.held_out:
+        return {"held_out": rows}
     found: dict[str, pd.DataFrame] = {}
     if prepared.horizon is not None:
         start, stop = prepared.query_start, prepared.query_start + prepared.horizon
