@@ -36,9 +36,11 @@ class Checkpoints:
         content = read_checkpoint(path)
         return content if content.get("identity") == self.identity else None
 
-    def remove(self, name: str) -> None:
-        """Nothing is left to go on from."""
-        (self.folder / f"{name}.pt").unlink(missing_ok=True)
+
+def finish(folder: Path) -> None:
+    """A training in this folder is over and judged: what it would go on from leaves."""
+    for path in folder.rglob("last.pt"):
+        path.unlink()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_meta.checkpoint import finish
 from recbole_meta.choice import ModelChoice, check_feedback, check_settings, choose_model
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
@@ -56,6 +57,7 @@ def run(
                 "shots": outcome.k, "folder": str(folder),
                 "valid": outcome.valid.means(), "test": outcome.tested.means(),
             })  # fmt: skip
+        finish(training)
     metric = valid_metric(prepared)
     return {
         "best_valid_score": runs[-1]["valid"][metric.name],

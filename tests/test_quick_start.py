@@ -86,7 +86,7 @@ def test_the_folder_of_a_run(start, tmp_path):
     assert list(result) == [
         "model", "group", "reads", "dataset", "protocol", "order", "split", "seed", "shots",
         "query", "metrics", "slices", "valid_metrics", "valid_slices", "seconds", "epochs",
-        "config", "versions", "data", "commit",
+        "history", "config", "versions", "data", "commit",
     ]  # fmt: skip
     about = json.loads((Path(found["prepared"]) / "protocol.json").read_text("utf-8"))
     said = {
@@ -365,9 +365,10 @@ def test_a_learner_is_fitted_on_its_phases_own_file(start, monkeypatch):
     fitted = []
     plain = fitting.fit_learner
 
-    def fit(choice, stage, config):
+    def fit(choice, stage, *args, **kwargs):
+        config = stage.config
         fitted.append((config["benchmark_filename"], sorted(stage.data), config["phase"]))
-        return plain(choice, stage, config)
+        return plain(choice, stage, *args, **kwargs)
 
     monkeypatch.setattr(fitting, "fit_learner", fit)
     start("PriorRidge", "user_cold_global", **GLOBAL)
