@@ -24,7 +24,13 @@ from recbole_meta.evaluation.entries import (
     paired,
 )
 from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
-from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
+from recbole_meta.evaluation.significance import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    paired_gain,
+    wilcoxon_p,
+)
 
 _CF = ("fold-in", "recbole")
 _RESAMPLES = 2_000  # of users, for an interval: thousands of cells
@@ -72,9 +78,20 @@ def _units(root: Path, judging: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for source, wanted in sources:
         for split in judging["splits"]:
             for file in sorted((root / source / str(split)).glob("*.json")):
-                unit = json.loads(file.read_text("utf-8"))
+                unit = _unit(file)
                 if wanted("scores" not in unit):
                     yield unit
+
+
+def _unit(file: Path) -> dict[str, Any]:
+    """A finished unit; an error names a damaged file, which 'benchmark' makes again."""
+    try:
+        unit = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        unit = None
+    if not (isinstance(unit, dict) and {"row", "runs", "chosen"} <= unit.keys()):
+        raise DataError(f"{file} is damaged: run 'recbole-meta benchmark' again, then 'table'.")
+    return unit
 
 
 def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
@@ -140,20 +157,24 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
             }  # fmt: skip
             if base and entry is not floor:
-                gain = paired_gain(*paired(values, base), resamples=_RESAMPLES)
+                gain = _gain(values, base, metric)
                 row |= {"gain_over_floor": _round(gain.mean), "gain_low": _round(gain.low),
                         "gain_high": _round(gain.high)}  # fmt: skip
             if row["champion"] and (query, metric) == (primary, lead):
                 if floor and entry is not floor:
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
                 if cf and entry is not cf and entry.group in ("ours", "published"):
-                    both = paired(values, cf.values(query, metric))
-                    row["gain_over_cf"], row["p_cf"] = (
-                        _round(paired_gain(*both).mean),
-                        wilcoxon_p(*both),
-                    )
+                    theirs = cf.values(query, metric)
+                    row["gain_over_cf"] = _round(_gain(values, theirs, metric).mean)
+                    row["p_cf"] = wilcoxon_p(*paired(values, theirs))
             rows.append(row)
     return rows
+
+
+def _gain(values: Values, base: Values, metric: str) -> Interval:
+    """How much better than the base, paired over users: above zero for a smaller error, too."""
+    better, worse = (base, values) if metric in SMALLER_IS_BETTER else (values, base)
+    return paired_gain(*paired(better, worse), resamples=_RESAMPLES)
 
 
 def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
@@ -290,7 +311,6 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    sign = -1 if row["metric"] in SMALLER_IS_BETTER else 1
     text = f"{row['mean']:.3f}"
     if row["champion"]:
         text = f"**{text}**"
@@ -303,5 +323,5 @@ def _cell(row: dict[str, Any] | None) -> str:
         ("p_cf", "gain_over_cf", "CF"),
     ):
         if row[p] is not None and row[p] < 0.01:
-            text += f" {'>' if sign * row[gain] > 0 else '<'}{against}"
+            text += f" {'>' if row[gain] > 0 else '<'}{against}"
     return text

@@ -250,6 +250,16 @@ def test_nothing_finished_is_an_error_that_says_what_to_run(tree):
         tree.table()
 
 
+@pytest.mark.parametrize("content", ['{"row": "Pop", "ru', "[]", '{"row": "Pop"}', "\xff"])
+def test_a_damaged_unit_is_named(tree, content):
+    tree.entry("time", [0])
+    tree.run("Pop", spread(0.5, 1), valid=0.5)
+    file = tree.root / "runs" / "made" / "time" / "0" / "Pop-k5.json"
+    file.write_text(content, "latin-1")
+    with pytest.raises(DataError, match=r"time/0/Pop-k5\.json is damaged: run"):
+        tree.table()
+
+
 def test_ratings_are_better_when_smaller(tree):
     tree.entry("time", [0])
     same = {"feedback": "rating"}
@@ -261,10 +271,18 @@ def test_ratings_are_better_when_smaller(tree):
     rows, text = tree.table()
     named = {row["model"] for row in rows if row["champion"]}
     assert named == {"QueryPop", "Ridge", "Fold"}
-    assert pick(rows, model="Ridge", metric="mae")["gain_over_floor"] < 0
+    for metric in ("mae", "rmse"):  # 0.9 of QueryPop, the floor that valid named
+        ridge, fold = (pick(rows, model=m, metric=metric) for m in ("Ridge", "Fold"))
+        assert ridge["gain_over_floor"] == pytest.approx(
+            np.mean(list(spread(0.9, 2).values())) - np.mean(list(spread(0.5, 3).values())),
+            abs=1e-4,
+        )
+        assert 0 < ridge["gain_low"] < ridge["gain_over_floor"] < ridge["gain_high"]
+        assert fold["gain_high"] < 0
+    assert pick(rows, model="Ridge", metric="mae")["gain_over_cf"] > 0
     (ridge,) = [line for line in text.splitlines() if "| Ridge |" in line]
     (fold,) = [line for line in text.splitlines() if "| Fold |" in line]
-    assert ">floor" in ridge and "<floor" in fold and "MAE" in text
+    assert ">floor" in ridge and ">CF" in ridge and "<floor" in fold and "MAE" in text
 
 
 def test_champion_ignores_rows_that_valid_did_not_judge(tree):
