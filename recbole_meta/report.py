@@ -55,7 +55,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
             for k, e in sorted(by_k.items())
             for row in _compare(e, k, judging["protocol"], query)
         ]
-        sections.append(Section(judging["name"], query, section, _absent(judging, file, by_k)))
+        sections.append(Section(judging, query, section, _absent(judging, file, by_k)))
         rows += section
     _adjust(rows)
     folder = results / name
@@ -65,7 +65,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
         "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]\n",
         "utf-8",
     )
-    page.write_text(_markdown(name, sections, _choices(root, file)), "utf-8")
+    page.write_text(_markdown(name, sections, _choices(root, file), file), "utf-8")
     return table, page
 
 
@@ -252,7 +252,7 @@ def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[s
 class Section:
     """What the page shows of an entry."""
 
-    title: str
+    judging: dict[str, Any]
     primary: str
     rows: list[dict[str, Any]]
     absent: list[str]
@@ -262,8 +262,42 @@ class Section:
         """The metric that champions are named by."""
         return _lead({"metrics": {row["metric"] for row in self.rows}})
 
+    @property
+    def order(self) -> str:
+        """The order of its rows."""
+        return str(self.rows[0]["order"])
 
-def _markdown(name: str, sections: Sequence[Section], choices: list[str]) -> str:
+
+def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any]) -> str:
+    """On what the settings of a section's rows were chosen; RecBole's rows had another choice."""
+    said = f"Ours: at most {file['trials']} trials per k and split, on valid by this query."
+    if all(row["group"] != "recbole" for row in section.rows):
+        return said
+    name = section.judging["name"]
+    by_name = {other.judging["name"]: other for other in sections}
+    source = section.judging.get("recbole_from", name)
+    order = by_name[source].order
+    search = next(s for s in file["recbole"]["searches"] if by_name[s["setting"]].order == order)
+    said += (
+        f" RecBole's models: one search of {search['trials']} trials at k = {search['shots']}, "
+        f"on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
+    )
+    if search["setting"] != source:
+        said += f"; `{search['setting']}` sees users and rows that the splits here hold back"
+    elif len(section.judging["splits"]) > 1:
+        said += "; users of that valid are judged in other splits"
+    said += "."
+    if source != name:
+        said += (
+            f" They are the runs of `{source}`: **search and early stopping chose by its query, "
+            f"{by_name[source].primary}**, not by this one, to their disadvantage."
+        )
+    return said
+
+
+def _markdown(
+    name: str, sections: Sequence[Section], choices: list[str], file: dict[str, Any]
+) -> str:
     """One table per entry: rows are models, columns k, the lead metric of the primary query."""
     leads = dict.fromkeys(_LEAD[section.lead] for section in sections)
     lines = [
@@ -271,15 +305,17 @@ def _markdown(name: str, sections: Sequence[Section], choices: list[str]) -> str
         "",
         f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures are",
         f"in `table.json`. {', '.join(leads)}, mean over users, and the gain over the best floor "
-        "with its 95 %",
-        "interval (paired bootstrap). **Bold**: the champion of its group, named on valid.",
+        "(above",
+        "zero: better) with its 95 % interval (paired bootstrap). **Bold**: the champion of its",
+        "group, named on valid.",
         "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
         "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
     ]
     for section in sections:
         about = section.rows[0]
         where = f"{about['dataset']}, {about['protocol']}, order {about['order']}"
-        lines += ["", f"## {section.title}: {where}, {section.primary}", ""]
+        lines += ["", f"## {section.judging['name']}: {where}, {section.primary}", ""]
+        lines += [_origin(section, sections, file), ""]
         lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
         late = [r for r in section.rows if r["slice"] == "later"]
         if late:

@@ -35,8 +35,15 @@ class Tree:
         self.entries.append(entry)
         rows = [{"name": n, "model": n, "grid": {}} for n, g in GROUP_OF.items() if g != "recbole"]
         theirs = [{"name": n, "model": n} for n, g in GROUP_OF.items() if g == "recbole"]
-        recbole = {"searches": [{"trials": 3}], "rows": theirs}
-        page = {"dataset": "made", "settings": self.entries, "rows": rows, "recbole": recbole}
+        search = {"setting": self.entries[0]["name"], "split": 0, "shots": 5, "trials": 3}
+        recbole = {"searches": [search], "rows": theirs}
+        page = {
+            "dataset": "made",
+            "trials": 7,
+            "settings": self.entries,
+            "rows": rows,
+            "recbole": recbole,
+        }
         self.page.write_text(yaml.safe_dump(page), "utf-8")
 
     def run(
@@ -230,6 +237,31 @@ def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
     bpr = pick(after, model="BPR", split="all")
     assert bpr["mean"] == pytest.approx(np.mean(list(rest.values())), abs=1e-4)
     assert "Not finished" not in text
+
+
+def test_it_is_said_on_what_the_settings_were_chosen(tree):
+    """RecBole's rows are searched once, perhaps elsewhere and by another query."""
+    tree.entry("time", [0, 1])
+    tree.entry("global", [8])
+    tree.entry("all", [0, 1], recbole_from="time")
+    tree.entry("none", [0], recbole_from=None, groups=["floor"])
+    some = spread(0.2, 2)
+    for entry, split in (("time", 0), ("time", 1), ("global", 8)):
+        tree.run("Ridge", some, 0.3, entry, split, query="rows_1_10")
+        tree.run("BPR", some, 0.3, entry, split, query="rows_1_10", slices={"after": some})
+    for entry, split in (("all", 0), ("all", 1), ("none", 0)):
+        tree.run("Pop", some, 0.3, entry, split)
+    _, text = tree.table()
+    of_time, of_global, of_all, of_none = (part.splitlines()[2] for part in text.split("## ")[1:5])
+    ours = "Ours: at most 7 trials per k and split, on valid by this query."
+    search = "one search of 3 trials at k = 5, on valid of split 0 of `time`, for all k and splits"
+    assert of_none == ours
+    assert all(line.startswith(ours) and search in line for line in (of_time, of_global, of_all))
+    assert of_time.endswith("; users of that valid are judged in other splits.")
+    assert of_global.endswith("; `time` sees users and rows that the splits here hold back.")
+    assert (
+        "the runs of `time`: **search and early stopping chose by its query, rows_1_10**" in of_all
+    )
 
 
 def test_a_slice_that_only_a_later_split_has_is_shown(tree):
