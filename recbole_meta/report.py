@@ -212,12 +212,7 @@ def _round(value: float) -> float | None:
 
 def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     """How many trials each row had, and which edges of its grid were chosen often, a line each."""
-    units = [
-        unit
-        for judging in file["settings"]
-        if judging.get("recbole_from", judging["name"]) is not None
-        for unit in _units(root, judging)
-    ]
+    units = [unit for judging in file["settings"] for unit in _units(root, judging)]
     lines = []
     for row in (*file["rows"], *file["recbole"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]

@@ -1,6 +1,7 @@
 """The published table and the terminal's, from result files written here by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 from scipy import stats
 
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.entries import Entry, RunFiles, champion
+from recbole_meta.evaluation.entries import Entry, RunFiles, benchmark_page, champion
 from recbole_meta.report import benchmark_table
 from recbole_meta.terminal import terminal_table
 
@@ -205,6 +206,12 @@ def test_groups_that_did_not_run_are_no_champions(tree):
     assert "Not finished, so not shown: Pop, QueryPop, Fold, MAML, Other, EASE, BPR." in text
 
 
+def test_choices_are_shown_where_no_model_of_recbole_is_judged(tree):
+    tree.entry("time", [0], recbole_from=None)
+    tree.run("Ridge", spread(0.5, 1), valid=0.5)
+    assert "- Ridge: 1 trials; edges chosen: none" in tree.table()[1]
+
+
 # What is shown and what is not.
 
 
@@ -325,6 +332,53 @@ def test_champion_ignores_rows_that_valid_did_not_judge(tree):
     assert champion(entries, ["floor"], "after", "ndcg@10") is None
     del entries[1].runs[0].result["valid_slices"]["after"]
     assert champion(entries, ["ours"], "after", "ndcg@10").name == "Ridge-k5"
+
+
+# The committed tables.
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def committed(name: str) -> dict[tuple, float]:
+    """(entry, model, k) -> NDCG@10 of the primary query in ``results/<name>/table.json``."""
+    rows = json.loads((ROOT / "results" / name / "table.json").read_text("utf-8"))
+    found = {}
+    for judging in benchmark_page(name)[1]["settings"]:
+        asked = {"global": "rows_11_20", "time": "rows_11_20", "first": "rows_1_10"}
+        order = judging.get("changed", {}).get("order", "time")
+        wanted = {"protocol": judging["protocol"], "order": order, "split": "all",
+                  "metric": "ndcg@10", "slice": asked.get(judging["name"], "after")}  # fmt: skip
+        for row in rows:
+            if wanted.items() <= row.items():
+                found[judging["name"], row["model"], row["k"]] = row["mean"]
+    return found
+
+
+def tables_of(page: Path) -> list[list[list[str]]]:
+    """The cells of each Markdown table, without its head."""
+    blocks = re.findall(r"(?:^\|.*\n)+", page.read_text("utf-8"), re.M)
+    return [[line.strip("| \n").split(" | ") for line in b.splitlines()[2:]] for b in blocks]
+
+
+def test_the_page_of_distances_says_what_the_tables_say():
+    """Every cell, and that those farther off than .02 are the bold ones, explained one by one."""
+    found, narrow = committed("foundation"), committed("narrow")
+    levels, far = tables_of(ROOT / "results" / "foundation" / "README.md")
+    bold = {}
+    for section, model, *cells in levels:
+        for k, cell in zip((0, 1, 3, 5, 10), cells, strict=False):
+            if cell.strip():
+                here, reference = (float(number) for number in re.findall(r"\d\.\d+", cell))
+                value = found[section, model, k]
+                assert f"{value:.3f}" == f"{here:.3f}", (section, model, k)
+                assert ("**" in cell) == (abs(value - reference) > 0.02), (section, model, k)
+                if "**" in cell:
+                    bold[section, model, k] = reference
+    for section, model, k, *cells in far:
+        key = section, model, int(k)
+        expected = [f"{value:.3f}" for value in (bold.pop(key), found[key], narrow[key])]
+        assert cells == expected, key
+    assert not bold
 
 
 # The terminal's table.
