@@ -11,9 +11,30 @@ from recbole_meta.choice import check_feedback, check_settings, choose_model
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import GROUPS, benchmark_page
-from recbole_meta.settings import read_settings
+from recbole_meta.settings import Count, Size, read_settings
 
 Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What a benchmark file has at its top."""
+
+    dataset: str
+    seed: Count
+    trials: Size
+    settings: tuple[dict[str, Any], ...]
+    rows: tuple[dict[str, Any], ...]
+    recbole: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _RecbolePage:
+    """What stands under ``recbole``."""
+
+    searches: tuple[dict[str, Any], ...]
+    shots: tuple[Count, ...]
+    rows: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -23,7 +44,7 @@ class Judging:
     name: str
     protocol: str
     changed: dict[str, Any]
-    splits: tuple[int, ...]
+    splits: tuple[Count, ...]
     groups: tuple[str, ...]  # whose rows of ours are judged
     recbole_from: str | None  # whose runs of RecBole's models are read; itself: they run here
 
@@ -61,9 +82,9 @@ class Search:
     """Where RecBole's models are searched; an entry is judged with the search of its order."""
 
     setting: str
-    split: int
-    shots: int
-    trials: int
+    split: Count
+    shots: Count
+    trials: Size
 
 
 @dataclass(frozen=True)
@@ -100,28 +121,47 @@ def _order(judging: Judging) -> str:
 def read_benchmark(name: str) -> Benchmark:
     """A file of ``properties/benchmark`` or a path, checked: models, settings and grids exist."""
     name, values = benchmark_page(name)
-    try:
-        recbole = values["recbole"]
-        judgings = []
-        for entry in values["settings"]:
-            filled = {"changed": {}, "groups": list(GROUPS), "recbole_from": entry["name"], **entry}
-            judgings.append(read_settings(Judging, filled, f"Benchmark '{name}'"))
-        rows = [_row(entry, name) for entry in values["rows"]]
-        theirs = [_row(entry, name) for entry in recbole["rows"]]
-        benchmark = Benchmark(
-            name, values["dataset"], values["seed"], values["trials"], tuple(judgings), tuple(rows),
-            tuple(read_settings(Search, s, f"Benchmark '{name}'") for s in recbole["searches"]),
-            tuple(recbole["shots"]), tuple(theirs),
-        )  # fmt: skip
-    except KeyError as error:
-        raise SettingError(f"Benchmark '{name}' lacks the entry {error}.") from error
+    where = f"Benchmark '{name}'"
+    page = read_settings(_Page, values, where)
+    theirs = read_settings(_RecbolePage, page.recbole, f"{where}, recbole")
+    benchmark = Benchmark(
+        name, page.dataset, page.seed, page.trials,
+        tuple(_judging(entry, where) for entry in page.settings),
+        tuple(_row(entry, f"{where}, rows") for entry in page.rows),
+        tuple(read_settings(Search, s, f"{where}, searches") for s in theirs.searches),
+        theirs.shots,
+        tuple(_row(entry, f"{where}, recbole's rows") for entry in theirs.rows),
+    )  # fmt: skip
     _check(benchmark)
     return benchmark
+
+
+def _judging(entry: Mapping[str, Any], where: str) -> Judging:
+    filled = {"changed": {}, "groups": list(GROUPS), "recbole_from": entry.get("name"), **entry}
+    return read_settings(Judging, filled, f"{where}, settings")
+
+
+def _row(entry: Mapping[str, Any], where: str) -> Row:
+    row = read_settings(Row, {"fixed": {}, "grid": {}, **entry}, where)
+    for name, options in row.grid.items():
+        together = len(name.split(","))
+        if not isinstance(options, list) or not options:
+            wanted = "a list of values to try"
+        elif together > 1 and not all(isinstance(o, list) and len(o) == together for o in options):
+            wanted = f"a list of lists of {together} values"
+        else:
+            continue
+        raise SettingError(f"{where}: '{name}' of '{row.name}' must be {wanted}, found {options}.")
+    return row
 
 
 def _check(b: Benchmark) -> None:
     """Refuse what would stop a unit in the middle of the work: names, settings, shots."""
     where = f"Benchmark '{b.name}'"
+    if b.seed >= 2**32:
+        raise SettingError(f"{where}: 'seed' must be below {2**32}, found {b.seed}.")
+    if not b.settings:
+        raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
     for names in (entries, [row.name for row in (*b.rows, *b.recbole_rows)]):
         twice = [name for name in names if names.count(name) > 1]
@@ -136,17 +176,25 @@ def _check(b: Benchmark) -> None:
         for trial in row.trials(number):
             check_settings(choose_model(row.model), trial)
     for search in b.searches:
-        _check_shots(where, b.judging(search.setting), (search.shots,))
+        judging = b.judging(search.setting)
+        _check_shots(where, judging, (search.shots,))
+        read_protocol(judging.protocol, **(judging.changed | {"split": search.split}))
     for judging in b.settings:
         _check_entry(b, judging)
 
 
 def _check_entry(b: Benchmark, judging: Judging) -> None:
+    where = f"Benchmark '{b.name}'"
+    if not judging.splits:
+        raise SettingError(f"{where}: '{judging.name}' has no splits.")
+    for group in judging.groups:
+        if group not in GROUPS:
+            raise SettingError(f"{where}: unknown group '{group}'. {nearest(group, GROUPS)}")
     rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
     if judging.recbole_from == judging.name and b.recbole_rows:
         rows += b.recbole_rows
         b.search_of(judging)
-        _check_shots(f"Benchmark '{b.name}'", judging, b.recbole_shots)
+        _check_shots(where, judging, b.recbole_shots)
     for split in judging.splits:
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
         for row in rows:
@@ -161,7 +209,3 @@ def _check_shots(where: str, judging: Judging, shots: tuple[int, ...]) -> None:
                 f"{where}: '{judging.name}' is not judged at {k} shots, only at "
                 f"{', '.join(map(str, known))}."
             )
-
-
-def _row(entry: Mapping[str, Any], name: str) -> Row:
-    return read_settings(Row, {"fixed": {}, "grid": {}, **entry}, f"Benchmark '{name}', rows")

@@ -24,7 +24,13 @@ from recbole_meta.evaluation.entries import (
     paired,
 )
 from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
-from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
+from recbole_meta.evaluation.significance import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    paired_gain,
+    wilcoxon_p,
+)
 
 _CF = ("fold-in", "recbole")
 _RESAMPLES = 2_000  # of users, for an interval: thousands of cells
@@ -49,7 +55,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
             for k, e in sorted(by_k.items())
             for row in _compare(e, k, judging["protocol"], query)
         ]
-        sections.append(Section(judging["name"], query, section, _absent(judging, file, by_k)))
+        sections.append(Section(judging, query, section, _absent(judging, file, by_k)))
         rows += section
     _adjust(rows)
     folder = results / name
@@ -59,7 +65,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
         "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "\n]\n",
         "utf-8",
     )
-    page.write_text(_markdown(name, sections, _choices(root, file)), "utf-8")
+    page.write_text(_markdown(name, sections, _choices(root, file), file), "utf-8")
     return table, page
 
 
@@ -72,9 +78,20 @@ def _units(root: Path, judging: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for source, wanted in sources:
         for split in judging["splits"]:
             for file in sorted((root / source / str(split)).glob("*.json")):
-                unit = json.loads(file.read_text("utf-8"))
+                unit = _unit(file)
                 if wanted("scores" not in unit):
                     yield unit
+
+
+def _unit(file: Path) -> dict[str, Any]:
+    """A finished unit; an error names a damaged file, which 'benchmark' makes again."""
+    try:
+        unit = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        unit = None
+    if not (isinstance(unit, dict) and {"row", "runs", "chosen"} <= unit.keys()):
+        raise DataError(f"{file} is damaged: run 'recbole-meta benchmark' again, then 'table'.")
+    return unit
 
 
 def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
@@ -140,20 +157,24 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
             }  # fmt: skip
             if base and entry is not floor:
-                gain = paired_gain(*paired(values, base), resamples=_RESAMPLES)
+                gain = _gain(values, base, metric)
                 row |= {"gain_over_floor": _round(gain.mean), "gain_low": _round(gain.low),
                         "gain_high": _round(gain.high)}  # fmt: skip
             if row["champion"] and (query, metric) == (primary, lead):
                 if floor and entry is not floor:
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
                 if cf and entry is not cf and entry.group in ("ours", "published"):
-                    both = paired(values, cf.values(query, metric))
-                    row["gain_over_cf"], row["p_cf"] = (
-                        _round(paired_gain(*both).mean),
-                        wilcoxon_p(*both),
-                    )
+                    theirs = cf.values(query, metric)
+                    row["gain_over_cf"] = _round(_gain(values, theirs, metric).mean)
+                    row["p_cf"] = wilcoxon_p(*paired(values, theirs))
             rows.append(row)
     return rows
+
+
+def _gain(values: Values, base: Values, metric: str) -> Interval:
+    """How much better than the base, paired over users: above zero for a smaller error, too."""
+    better, worse = (base, values) if metric in SMALLER_IS_BETTER else (values, base)
+    return paired_gain(*paired(better, worse), resamples=_RESAMPLES)
 
 
 def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
@@ -191,12 +212,7 @@ def _round(value: float) -> float | None:
 
 def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     """How many trials each row had, and which edges of its grid were chosen often, a line each."""
-    units = [
-        unit
-        for judging in file["settings"]
-        if judging.get("recbole_from", judging["name"]) is not None
-        for unit in _units(root, judging)
-    ]
+    units = [unit for judging in file["settings"] for unit in _units(root, judging)]
     lines = []
     for row in (*file["rows"], *file["recbole"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
@@ -231,7 +247,7 @@ def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[s
 class Section:
     """What the page shows of an entry."""
 
-    title: str
+    judging: dict[str, Any]
     primary: str
     rows: list[dict[str, Any]]
     absent: list[str]
@@ -241,8 +257,42 @@ class Section:
         """The metric that champions are named by."""
         return _lead({"metrics": {row["metric"] for row in self.rows}})
 
+    @property
+    def order(self) -> str:
+        """The order of its rows."""
+        return str(self.rows[0]["order"])
 
-def _markdown(name: str, sections: Sequence[Section], choices: list[str]) -> str:
+
+def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any]) -> str:
+    """On what the settings of a section's rows were chosen; RecBole's rows had another choice."""
+    said = f"Ours: at most {file['trials']} trials per k and split, on valid by this query."
+    if all(row["group"] != "recbole" for row in section.rows):
+        return said
+    name = section.judging["name"]
+    by_name = {other.judging["name"]: other for other in sections}
+    source = section.judging.get("recbole_from", name)
+    order = by_name[source].order
+    search = next(s for s in file["recbole"]["searches"] if by_name[s["setting"]].order == order)
+    said += (
+        f" RecBole's models: one search of {search['trials']} trials at k = {search['shots']}, "
+        f"on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
+    )
+    if search["setting"] != source:
+        said += f"; `{search['setting']}` sees users and rows that the splits here hold back"
+    elif len(section.judging["splits"]) > 1:
+        said += "; users of that valid are judged in other splits"
+    said += "."
+    if source != name:
+        said += (
+            f" They are the runs of `{source}`: **search and early stopping chose by its query, "
+            f"{by_name[source].primary}**, not by this one, to their disadvantage."
+        )
+    return said
+
+
+def _markdown(
+    name: str, sections: Sequence[Section], choices: list[str], file: dict[str, Any]
+) -> str:
     """One table per entry: rows are models, columns k, the lead metric of the primary query."""
     leads = dict.fromkeys(_LEAD[section.lead] for section in sections)
     lines = [
@@ -250,15 +300,17 @@ def _markdown(name: str, sections: Sequence[Section], choices: list[str]) -> str
         "",
         f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures are",
         f"in `table.json`. {', '.join(leads)}, mean over users, and the gain over the best floor "
-        "with its 95 %",
-        "interval (paired bootstrap). **Bold**: the champion of its group, named on valid.",
+        "(above",
+        "zero: better) with its 95 % interval (paired bootstrap). **Bold**: the champion of its",
+        "group, named on valid.",
         "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
         "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
     ]
     for section in sections:
         about = section.rows[0]
         where = f"{about['dataset']}, {about['protocol']}, order {about['order']}"
-        lines += ["", f"## {section.title}: {where}, {section.primary}", ""]
+        lines += ["", f"## {section.judging['name']}: {where}, {section.primary}", ""]
+        lines += [_origin(section, sections, file), ""]
         lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
         late = [r for r in section.rows if r["slice"] == "later"]
         if late:
@@ -290,7 +342,6 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    sign = -1 if row["metric"] in SMALLER_IS_BETTER else 1
     text = f"{row['mean']:.3f}"
     if row["champion"]:
         text = f"**{text}**"
@@ -303,5 +354,5 @@ def _cell(row: dict[str, Any] | None) -> str:
         ("p_cf", "gain_over_cf", "CF"),
     ):
         if row[p] is not None and row[p] < 0.01:
-            text += f" {'>' if sign * row[gain] > 0 else '<'}{against}"
+            text += f" {'>' if row[gain] > 0 else '<'}{against}"
     return text

@@ -175,14 +175,18 @@ class Sweep:
         start = time.perf_counter()
         try:
             content = unit.work()
+            if content is None:
+                return False
+            content["seconds"] = round(time.perf_counter() - start, 2)
+            write_atomically(unit.file, (json.dumps(content, indent=1) + "\n").encode())
+            if not self._is_done(unit):
+                raise RecboleMetaError(
+                    "What it wrote does not agree with the benchmark, the data or the seed."
+                )
         except Exception:
             _log.exception("%s failed", name)
             write_atomically(unit.failure, traceback.format_exc().encode())
             return True
-        if content is None:
-            return False
-        content["seconds"] = round(time.perf_counter() - start, 2)
-        write_atomically(unit.file, (json.dumps(content, indent=1) + "\n").encode())
         unit.failure.unlink(missing_ok=True)
         _log.info("%s: %.1f s", name, content["seconds"])
         return True

@@ -139,7 +139,31 @@ BAD = [
     (one("setting", protocol="user_cold_curv"), "Did you mean 'user_cold_curve'"),
     (one("setting", splits=[0, 9]), "'split' must be below folds"),
     (one("setting", changed={"shot": [1]}), "Did you mean 'shots'"),
-    ({k: v for k, v in PAGE.items() if k != "trials"}, "lacks the entry 'trials'"),
+    ({k: v for k, v in PAGE.items() if k != "trials"}, "missing setting 'trials'"),
+    (changed(trails=3), "unknown setting 'trails'. Did you mean 'trials'"),
+    (changed(trials="two"), "'trials' must be of type int, found 'two'"),
+    (changed(trials=0), "'trials' must be at least 1, found 0"),
+    (changed(seed=-4), "'seed' must be at least 0, found -4"),
+    (changed(seed=2**32), f"'seed' must be below {2**32}, found {2**32}"),
+    (changed(dataset=["tiny"]), "'dataset' must be of type str, found ['tiny']"),
+    (changed(settings=3), "'settings' must be a list, found 3"),
+    (changed(settings=[3]), "'settings' must be 'name: value' pairs, found 3"),
+    (changed(settings=[]), "'settings' is empty"),
+    (changed(rows={"name": "Pop"}), "'rows' must be a list, found {'name': 'Pop'}"),
+    (changed(recbole=None), "'recbole' must be 'name: value' pairs, found None"),
+    (changed(recbole={"shots": [2], "rows": []}), "recbole: missing setting 'searches'"),
+    (changed(recbole=PAGE["recbole"] | {"shots": 2}), "'shots' must be a list, found 2"),
+    (one("search", trials=0), "searches: 'trials' must be at least 1, found 0"),
+    (one("search", split=9), "'split' must be below folds"),
+    (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
+    (one("setting", splits=[]), "'time' has no splits"),
+    (one("setting", splits=["0"]), "'splits' must be of type int, found '0'"),
+    (one("setting", groups=["flor"]), "unknown group 'flor'. Did you mean 'floor'"),
+    (one("row", grid=[1]), "'grid' must be 'name: value' pairs, found [1]"),
+    (one("row", grid={"noise": []}), "'noise' of 'Pop' must be a list of values to try, found []"),
+    (one("row", grid={"noise": 0.1}), "must be a list of values to try, found 0.1"),
+    (one("row", grid={"a,b": [[1, 2], [3]]}), "'a,b' of 'Pop' must be a list of lists of 2 values"),
+    (one("recbole", grid={"reg_weight": []}), "recbole's rows: 'reg_weight' of 'EASE' must be a"),
     (changed(recbole=PAGE["recbole"] | {"shots": [5]}), "not judged at 5 shots"),
 ]
 
@@ -375,6 +399,14 @@ def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog
     mended["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.5, 30.0]}
     go(write(tmp_path, mended), tmp_path / "runs")
     assert [path.parent.name for path in folder.rglob("*.failed")] == ["EASE"], "of the old trial"
+
+
+def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monkeypatch):
+    """And is not done again and again."""
+    page = changed(rows=PAGE["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    monkeypatch.setattr(Sweep, "_runs_agree", lambda *arguments: False)
+    with pytest.raises(RecboleMetaError, match=r"2 units failed: time/0/Pop.json \(.*not agree"):
+        go(write(tmp_path, page), tmp_path / "runs")
 
 
 def test_the_command_ends_with_an_error_where_units_failed(

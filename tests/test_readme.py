@@ -1,5 +1,6 @@
 """What the README tells one to type: command lines are read, Python blocks run."""
 
+import json
 import os
 import re
 import shlex
@@ -75,3 +76,31 @@ def test_a_python_block_runs(number, tmp_path):
     assert done.returncode == 0, done.stderr
     left = {path.name for path in tmp_path.iterdir()} - {"block.py"}
     assert left <= {"dataset", "runs"}, "files beside the prepared data and the runs"
+
+
+def test_the_programs_of_benchmarks_are_those_that_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"python (benchmarks/\w+\.py)", text))
+    assert named == {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+def test_preparing_is_measured(tmp_path):
+    program, file = ROOT / "benchmarks" / "prepare.py", tmp_path / "prepare.json"
+    words = [
+        sys.executable,
+        str(program),
+        "--dataset",
+        "tiny",
+        "--data_path",
+        str(ROOT / "dataset"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*words, "--json", str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text("utf-8"))
+    inter = (ROOT / "dataset" / "tiny" / "tiny.inter").read_text("utf-8")
+    assert found["rows"] == len(inter.splitlines()) - 1
+    assert found["seconds"] > 0 and found["peak_rss_mb"] > 10
+    assert list(tmp_path.iterdir()) == [file], "the prepared folder is a temporary one"

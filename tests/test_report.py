@@ -1,6 +1,7 @@
 """The published table and the terminal's, from result files written here by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import yaml
 from scipy import stats
 
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.entries import Entry, RunFiles, champion
+from recbole_meta.evaluation.entries import Entry, RunFiles, benchmark_page, champion
 from recbole_meta.report import benchmark_table
 from recbole_meta.terminal import terminal_table
 
@@ -35,8 +36,15 @@ class Tree:
         self.entries.append(entry)
         rows = [{"name": n, "model": n, "grid": {}} for n, g in GROUP_OF.items() if g != "recbole"]
         theirs = [{"name": n, "model": n} for n, g in GROUP_OF.items() if g == "recbole"]
-        recbole = {"searches": [{"trials": 3}], "rows": theirs}
-        page = {"dataset": "made", "settings": self.entries, "rows": rows, "recbole": recbole}
+        search = {"setting": self.entries[0]["name"], "split": 0, "shots": 5, "trials": 3}
+        recbole = {"searches": [search], "rows": theirs}
+        page = {
+            "dataset": "made",
+            "trials": 7,
+            "settings": self.entries,
+            "rows": rows,
+            "recbole": recbole,
+        }
         self.page.write_text(yaml.safe_dump(page), "utf-8")
 
     def run(
@@ -198,6 +206,12 @@ def test_groups_that_did_not_run_are_no_champions(tree):
     assert "Not finished, so not shown: Pop, QueryPop, Fold, MAML, Other, EASE, BPR." in text
 
 
+def test_choices_are_shown_where_no_model_of_recbole_is_judged(tree):
+    tree.entry("time", [0], recbole_from=None)
+    tree.run("Ridge", spread(0.5, 1), valid=0.5)
+    assert "- Ridge: 1 trials; edges chosen: none" in tree.table()[1]
+
+
 # What is shown and what is not.
 
 
@@ -232,6 +246,31 @@ def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
     assert "Not finished" not in text
 
 
+def test_it_is_said_on_what_the_settings_were_chosen(tree):
+    """RecBole's rows are searched once, perhaps elsewhere and by another query."""
+    tree.entry("time", [0, 1])
+    tree.entry("global", [8])
+    tree.entry("all", [0, 1], recbole_from="time")
+    tree.entry("none", [0], recbole_from=None, groups=["floor"])
+    some = spread(0.2, 2)
+    for entry, split in (("time", 0), ("time", 1), ("global", 8)):
+        tree.run("Ridge", some, 0.3, entry, split, query="rows_1_10")
+        tree.run("BPR", some, 0.3, entry, split, query="rows_1_10", slices={"after": some})
+    for entry, split in (("all", 0), ("all", 1), ("none", 0)):
+        tree.run("Pop", some, 0.3, entry, split)
+    _, text = tree.table()
+    of_time, of_global, of_all, of_none = (part.splitlines()[2] for part in text.split("## ")[1:5])
+    ours = "Ours: at most 7 trials per k and split, on valid by this query."
+    search = "one search of 3 trials at k = 5, on valid of split 0 of `time`, for all k and splits"
+    assert of_none == ours
+    assert all(line.startswith(ours) and search in line for line in (of_time, of_global, of_all))
+    assert of_time.endswith("; users of that valid are judged in other splits.")
+    assert of_global.endswith("; `time` sees users and rows that the splits here hold back.")
+    assert (
+        "the runs of `time`: **search and early stopping chose by its query, rows_1_10**" in of_all
+    )
+
+
 def test_a_slice_that_only_a_later_split_has_is_shown(tree):
     tree.entry("time", [0, 1])
     later = {"u00": 0.25, "u01": 0.75}
@@ -250,6 +289,16 @@ def test_nothing_finished_is_an_error_that_says_what_to_run(tree):
         tree.table()
 
 
+@pytest.mark.parametrize("content", ['{"row": "Pop", "ru', "[]", '{"row": "Pop"}', "\xff"])
+def test_a_damaged_unit_is_named(tree, content):
+    tree.entry("time", [0])
+    tree.run("Pop", spread(0.5, 1), valid=0.5)
+    file = tree.root / "runs" / "made" / "time" / "0" / "Pop-k5.json"
+    file.write_text(content, "latin-1")
+    with pytest.raises(DataError, match=r"time/0/Pop-k5\.json is damaged: run"):
+        tree.table()
+
+
 def test_ratings_are_better_when_smaller(tree):
     tree.entry("time", [0])
     same = {"feedback": "rating"}
@@ -261,10 +310,18 @@ def test_ratings_are_better_when_smaller(tree):
     rows, text = tree.table()
     named = {row["model"] for row in rows if row["champion"]}
     assert named == {"QueryPop", "Ridge", "Fold"}
-    assert pick(rows, model="Ridge", metric="mae")["gain_over_floor"] < 0
+    for metric in ("mae", "rmse"):  # 0.9 of QueryPop, the floor that valid named
+        ridge, fold = (pick(rows, model=m, metric=metric) for m in ("Ridge", "Fold"))
+        assert ridge["gain_over_floor"] == pytest.approx(
+            np.mean(list(spread(0.9, 2).values())) - np.mean(list(spread(0.5, 3).values())),
+            abs=1e-4,
+        )
+        assert 0 < ridge["gain_low"] < ridge["gain_over_floor"] < ridge["gain_high"]
+        assert fold["gain_high"] < 0
+    assert pick(rows, model="Ridge", metric="mae")["gain_over_cf"] > 0
     (ridge,) = [line for line in text.splitlines() if "| Ridge |" in line]
     (fold,) = [line for line in text.splitlines() if "| Fold |" in line]
-    assert ">floor" in ridge and "<floor" in fold and "MAE" in text
+    assert ">floor" in ridge and ">CF" in ridge and "<floor" in fold and "MAE" in text
 
 
 def test_champion_ignores_rows_that_valid_did_not_judge(tree):
@@ -275,6 +332,53 @@ def test_champion_ignores_rows_that_valid_did_not_judge(tree):
     assert champion(entries, ["floor"], "after", "ndcg@10") is None
     del entries[1].runs[0].result["valid_slices"]["after"]
     assert champion(entries, ["ours"], "after", "ndcg@10").name == "Ridge-k5"
+
+
+# The committed tables.
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def committed(name: str) -> dict[tuple, float]:
+    """(entry, model, k) -> NDCG@10 of the primary query in ``results/<name>/table.json``."""
+    rows = json.loads((ROOT / "results" / name / "table.json").read_text("utf-8"))
+    found = {}
+    for judging in benchmark_page(name)[1]["settings"]:
+        asked = {"global": "rows_11_20", "time": "rows_11_20", "first": "rows_1_10"}
+        order = judging.get("changed", {}).get("order", "time")
+        wanted = {"protocol": judging["protocol"], "order": order, "split": "all",
+                  "metric": "ndcg@10", "slice": asked.get(judging["name"], "after")}  # fmt: skip
+        for row in rows:
+            if wanted.items() <= row.items():
+                found[judging["name"], row["model"], row["k"]] = row["mean"]
+    return found
+
+
+def tables_of(page: Path) -> list[list[list[str]]]:
+    """The cells of each Markdown table, without its head."""
+    blocks = re.findall(r"(?:^\|.*\n)+", page.read_text("utf-8"), re.M)
+    return [[line.strip("| \n").split(" | ") for line in b.splitlines()[2:]] for b in blocks]
+
+
+def test_the_page_of_distances_says_what_the_tables_say():
+    """Every cell, and that those farther off than .02 are the bold ones, explained one by one."""
+    found, narrow = committed("foundation"), committed("narrow")
+    levels, far = tables_of(ROOT / "results" / "foundation" / "README.md")
+    bold = {}
+    for section, model, *cells in levels:
+        for k, cell in zip((0, 1, 3, 5, 10), cells, strict=False):
+            if cell.strip():
+                here, reference = (float(number) for number in re.findall(r"\d\.\d+", cell))
+                value = found[section, model, k]
+                assert f"{value:.3f}" == f"{here:.3f}", (section, model, k)
+                assert ("**" in cell) == (abs(value - reference) > 0.02), (section, model, k)
+                if "**" in cell:
+                    bold[section, model, k] = reference
+    for section, model, k, *cells in far:
+        key = section, model, int(k)
+        expected = [f"{value:.3f}" for value in (bold.pop(key), found[key], narrow[key])]
+        assert cells == expected, key
+    assert not bold
 
 
 # The terminal's table.

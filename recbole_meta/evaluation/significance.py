@@ -1,15 +1,13 @@
 r"""How sure a mean over tasks, or a difference of two, is: the unit is the task.
 
-Bootstrap: :math:`\bar x^*` is the mean of T tasks drawn with replacement. The interval is its
-percentiles; the paired p-value asks how often a mean as far from zero as the one found,
-:math:`\bar d`, comes from differences shifted to mean zero, over R resamples.
+Bootstrap: the interval is the percentiles of the mean of T tasks drawn with replacement. Holm's
+p-values, of m sorted ones:
 
 .. math::
-    p = \frac{1 + \#\{ |\bar d^* - \bar d| \ge |\bar d| \}}{1 + R}, \qquad
     p^{Holm}_{(i)} = \max_{j \le i} \min(1, (m - j + 1) \, p_{(j)})
 
 Reference:
-    Efron and Tibshirani. "An Introduction to the Bootstrap." 1993, chapters 13 and 16.
+    Efron and Tibshirani. "An Introduction to the Bootstrap." 1993, chapter 13.
     Holm. "A Simple Sequentially Rejective Multiple Test Procedure." Scand. J. Statist. 1979.
 """
 
@@ -58,16 +56,6 @@ def paired_gain(
 ) -> Interval:
     """Mean of values - baseline over the same tasks; a task that is nan in either is left out."""
     return bootstrap_interval(_gains(values, baseline), seed, resamples, level)
-
-
-def bootstrap_p(
-    values: ArrayLike, baseline: ArrayLike, seed: int = 0, resamples: int = 10_000
-) -> float:
-    """Two-sided p-value of the mean difference; 1 for equal values, never below 1 / (R + 1)."""
-    gains = _gains(values, baseline)
-    gain = gains.mean()
-    shifted = np.abs(_resampled_means(gains, seed, resamples) - gain)
-    return float((1 + np.sum(shifted >= abs(gain) * (1 - EQUAL))) / (1 + resamples))
 
 
 def wilcoxon_p(values: ArrayLike, baseline: ArrayLike) -> float:

@@ -4,8 +4,6 @@ import importlib
 import pkgutil
 from functools import cache
 
-from recbole_meta.errors import SettingError, nearest
-
 
 @cache
 def our_models() -> dict[str, type]:
@@ -22,10 +20,3 @@ def our_models() -> dict[str, type]:
                 if defined and issubclass(value, MetaRecommender):
                     found[name] = value
     return found
-
-
-def our_model(name: str) -> type:
-    """A model of ours by its exact name."""
-    if name not in our_models():
-        raise SettingError(f"Unknown model '{name}'. {nearest(name, our_models())}")
-    return our_models()[name]
