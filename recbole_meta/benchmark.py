@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_meta.choice import check_feedback, check_settings, choose_model
+from recbole_meta.choice import check_feedback, check_settings, choose_model, is_closed_form
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import GROUPS, benchmark_page
@@ -25,12 +25,12 @@ class _Page:
     trials: Size
     settings: tuple[dict[str, Any], ...]
     rows: tuple[dict[str, Any], ...]
-    recbole: dict[str, Any]
+    trained: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _RecbolePage:
-    """What stands under ``recbole``."""
+class _TrainedPage:
+    """What stands under ``trained``."""
 
     searches: tuple[dict[str, Any], ...]
     shots: tuple[Count, ...]
@@ -46,7 +46,7 @@ class Judging:
     changed: dict[str, Any]
     splits: tuple[Count, ...]
     groups: tuple[str, ...]  # whose rows of ours are judged
-    recbole_from: str | None  # whose runs of RecBole's models are read; itself: they run here
+    trained_from: str | None  # whose runs of rows that train are read; itself: they run here
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Benchmark:
     settings: tuple[Judging, ...]
     rows: tuple[Row, ...]
     searches: tuple[Search, ...]
-    recbole_shots: tuple[int, ...]
-    recbole_rows: tuple[Row, ...]
+    trained_shots: tuple[int, ...]
+    trained_rows: tuple[Row, ...]
 
     def judging(self, name: str) -> Judging:
         """The entry of this name."""
@@ -123,21 +123,21 @@ def read_benchmark(name: str) -> Benchmark:
     name, values = benchmark_page(name)
     where = f"Benchmark '{name}'"
     page = read_settings(_Page, values, where)
-    theirs = read_settings(_RecbolePage, page.recbole, f"{where}, recbole")
+    theirs = read_settings(_TrainedPage, page.trained, f"{where}, trained")
     benchmark = Benchmark(
         name, page.dataset, page.seed, page.trials,
         tuple(_judging(entry, where) for entry in page.settings),
         tuple(_row(entry, f"{where}, rows") for entry in page.rows),
         tuple(read_settings(Search, s, f"{where}, searches") for s in theirs.searches),
         theirs.shots,
-        tuple(_row(entry, f"{where}, recbole's rows") for entry in theirs.rows),
+        tuple(_row(entry, f"{where}, trained rows") for entry in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark
 
 
 def _judging(entry: Mapping[str, Any], where: str) -> Judging:
-    filled = {"changed": {}, "groups": list(GROUPS), "recbole_from": entry.get("name"), **entry}
+    filled = {"changed": {}, "groups": list(GROUPS), "trained_from": entry.get("name"), **entry}
     return read_settings(Judging, filled, f"{where}, settings")
 
 
@@ -163,18 +163,21 @@ def _check(b: Benchmark) -> None:
     if not b.settings:
         raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
-    for names in (entries, [row.name for row in (*b.rows, *b.recbole_rows)]):
+    for names in (entries, [row.name for row in (*b.rows, *b.trained_rows)]):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise SettingError(f"{where} has '{twice[0]}' twice.")
-    sources = [j.recbole_from for j in b.settings if j.recbole_from is not None]
+    sources = [j.trained_from for j in b.settings if j.trained_from is not None]
     for name in (*sources, *(search.setting for search in b.searches)):
         if name not in entries:
             raise SettingError(f"{where} has no entry '{name}'. {nearest(name, entries)}")
-    searched = [(row, search.trials) for row in b.recbole_rows for search in b.searches]
+    searched = [(row, search.trials) for row in b.trained_rows for search in b.searches]
     for row, number in (*((row, b.trials) for row in b.rows), *searched):
         for trial in row.trials(number):
             check_settings(choose_model(row.model), trial)
+    for row in b.rows:
+        if not is_closed_form(choose_model(row.model)):
+            raise SettingError(f"{where}: '{row.name}' trains, so it belongs under 'trained'.")
     for search in b.searches:
         judging = b.judging(search.setting)
         _check_shots(where, judging, (search.shots,))
@@ -191,10 +194,11 @@ def _check_entry(b: Benchmark, judging: Judging) -> None:
         if group not in GROUPS:
             raise SettingError(f"{where}: unknown group '{group}'. {nearest(group, GROUPS)}")
     rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
-    if judging.recbole_from == judging.name and b.recbole_rows:
-        rows += b.recbole_rows
+    if judging.trained_from == judging.name and b.trained_rows:
+        rows += b.trained_rows
         b.search_of(judging)
-        _check_shots(where, judging, b.recbole_shots)
+        if not all(choose_model(row.model).ours for row in b.trained_rows):
+            _check_shots(where, judging, b.trained_shots)
     for split in judging.splits:
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
         for row in rows:

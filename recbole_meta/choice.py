@@ -47,11 +47,12 @@ class ModelChoice:
         """The group it stands in in a table."""
         return self.cls.group if self.ours else "recbole"
 
-    @property
-    def reads(self) -> str:
-        """What it reads beside the pairs."""
+    def reads(self, settings: Mapping[str, Any], feedback: str) -> str:
+        """What it reads beside the pairs with these settings, all of them."""
         if self.ours:
-            return self.cls.reads
+            kind = typing.get_type_hints(self.cls)["settings"]
+            wanted = {field.name: settings[field.name] for field in fields(kind)}
+            return self.cls.reads_with(read_settings(kind, wanted, self.name), feedback)
         return "+ratings +user fields +item fields" if self.cls.type.name == "CONTEXT" else "ids"
 
     def feedback(self) -> tuple[str, ...]:

@@ -71,10 +71,10 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
 
 def _units(root: Path, judging: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The finished units of an entry, RecBole's rows from where they ran."""
-    own = judging.get("recbole_from", judging["name"]) == judging["name"]
+    own = judging.get("trained_from", judging["name"]) == judging["name"]
     sources = [(judging["name"], lambda trained: own or not trained)]
-    if not own and judging["recbole_from"]:
-        sources.append((judging["recbole_from"], lambda trained: trained))
+    if not own and judging["trained_from"]:
+        sources.append((judging["trained_from"], lambda trained: trained))
     for source, wanted in sources:
         for split in judging["splits"]:
             for file in sorted((root / source / str(split)).glob("*.json")):
@@ -120,8 +120,8 @@ def _absent(
 ) -> list[str]:
     """The rows that the entry should have and that no k has for all splits."""
     wanted = [] if "groups" in judging else [row["name"] for row in file["rows"]]
-    if judging.get("recbole_from", judging["name"]):
-        wanted += [row["name"] for row in file["recbole"]["rows"]]
+    if judging.get("trained_from", judging["name"]):
+        wanted += [row["name"] for row in file["trained"]["rows"]]
     found = {entry.name for entries in by_k.values() for entry in entries}
     return [name for name in wanted if name not in found]
 
@@ -214,12 +214,12 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     """How many trials each row had, and which edges of its grid were chosen often, a line each."""
     units = [unit for judging in file["settings"] for unit in _units(root, judging)]
     lines = []
-    for row in (*file["rows"], *file["recbole"]["rows"]):
+    for row in (*file["rows"], *file["trained"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
             points = math.prod(len(options) for options in row["grid"].values())
             tried = len(mine[0].get("trials", [])) or min(
-                points, file["recbole"]["searches"][0]["trials"]
+                points, file["trained"]["searches"][0]["trials"]
             )
             chosen = [
                 settings
@@ -270,9 +270,9 @@ def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any])
         return said
     name = section.judging["name"]
     by_name = {other.judging["name"]: other for other in sections}
-    source = section.judging.get("recbole_from", name)
+    source = section.judging.get("trained_from", name)
     order = by_name[source].order
-    search = next(s for s in file["recbole"]["searches"] if by_name[s["setting"]].order == order)
+    search = next(s for s in file["trained"]["searches"] if by_name[s["setting"]].order == order)
     said += (
         f" RecBole's models: one search of {search['trials']} trials at k = {search['shots']}, "
         f"on valid of split {search['split']} of `{search['setting']}`, for all k and splits"

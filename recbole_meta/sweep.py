@@ -2,8 +2,9 @@
 
 The unit of work is a file below the benchmark's folder of runs: what has its file, made by the
 settings of today, is not run again. Several processes may work on one benchmark: a unit is locked
-while it runs. Rows of ours (floors, rules, learners) are fitted once per trial and judged at every
-k; RecBole's models are searched once per order of rows and trained for every k.
+while it runs. Closed forms (floors, rules, ridges) are fitted once per trial and judged at every k.
+What trains is searched once per order of rows: RecBole's models are trained anew for every k,
+learners once for all k.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recbole_meta.benchmark import Benchmark, Judging, Row, Search, Settings, read_benchmark
+from recbole_meta.checkpoint import finish
 from recbole_meta.choice import ModelChoice, choose_model, model_page
 from recbole_meta.data.prepare import find_dataset, prepare, read_protocol, sha256
 from recbole_meta.data.prepared import Prepared, open_prepared
@@ -30,6 +32,7 @@ from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.fitting import (
     Outcome,
     fit_learner,
+    judge_all,
     judge_learner,
     judge_recbole,
     thread_limit,
@@ -194,11 +197,11 @@ class Sweep:
     def units(self) -> Iterator["Unit"]:
         """All units, RecBole's searches first; a unit that waits for another does nothing yet."""
         b = self.benchmark
-        for row, search in itertools.product(b.recbole_rows, b.searches):
+        for row, search in itertools.product(b.trained_rows, b.searches):
             for file, trial in self._trials(row, search):
                 yield Unit(
                     file,
-                    partial(self._search_recbole, row, search, trial),
+                    partial(self._search, row, search, trial),
                     partial(dict, settings=trial),
                     partial(self._search_agrees, row, search),
                 )
@@ -211,13 +214,15 @@ class Sweep:
                     partial(dict, trials=row.trials(b.trials)),
                     partial(self._runs_agree, judging, split, row, None),
                 )
-        theirs = [j for j in b.settings if j.recbole_from == j.name]
-        for row, judging in itertools.product(b.recbole_rows, theirs):
+        theirs = [j for j in b.settings if j.trained_from == j.name]
+        for row, judging in itertools.product(b.trained_rows, theirs):
             trials = tuple(file for file, _ in self._trials(row, b.search_of(judging)))
-            for split, k in itertools.product(judging.splits, b.recbole_shots):
+            ours = choose_model(row.model).ours
+            for split, k in itertools.product(judging.splits, (None,) if ours else b.trained_shots):
+                name = slug(row.name) if k is None else f"{slug(row.name)}-k{k}"
                 yield Unit(
-                    self.folder / judging.name / str(split) / f"{slug(row.name)}-k{k}.json",
-                    partial(self._judge_recbole, judging, split, row, k),
+                    self.folder / judging.name / str(split) / f"{name}.json",
+                    partial(self._judge_trained, judging, split, row, k),
                     partial(self._chosen, row, judging, k),
                     partial(self._runs_agree, judging, split, row, k),
                     trials,
@@ -237,25 +242,33 @@ class Sweep:
             self.prepared_path,
         )
 
-    def _search_recbole(self, row: Row, search: Search, trial: Settings) -> dict[str, Any]:
+    def _search(self, row: Row, search: Search, trial: Settings) -> dict[str, Any]:
+        """A trial on valid: RecBole's model at the search's k, a learner by its mean over k."""
         prepared = self.prepared(self.benchmark.judging(search.setting), search.split)
-        outcome = judge_recbole(
-            choose_model(row.model), prepared, search.shots, self.benchmark.seed, trial, test=False
-        )
+        choice, seed = choose_model(row.model), self.benchmark.seed
+        if choice.ours:
+            stage = load_stage(choice, prepared, "valid", prepared.shots[0], seed, trial)
+            trainer = fit_learner(choice, stage)
+            metric = valid_metric(prepared)
+            score = trainer.best_score * (1 if metric.bigger else -1)
+            valid, epochs = {metric.name: score}, trainer.best_epoch
+        else:
+            outcome = judge_recbole(choice, prepared, search.shots, seed, trial, test=False)
+            valid, epochs = outcome.valid.means(), outcome.epochs
         return {
             "settings": trial,
-            "valid": outcome.valid.means(),
-            "epochs": outcome.epochs,
+            "valid": valid,
+            "epochs": epochs,
             "about": self._search_about(row, search),
         }
 
     def _trials(self, row: Row, search: Search) -> list[tuple[Path, Settings]]:
-        """The file and the settings of each trial of a model of RecBole."""
+        """The file and the settings of each trial of a row that trains."""
         folder = self.folder / "search" / search.setting / slug(row.name)
         return [(folder / f"{_hash(t)}.json", t) for t in row.trials(search.trials)]
 
     def searched(self, row: Row, judging: Judging) -> Settings | None:
-        """The best settings of a model of RecBole on valid; None while trials are missing."""
+        """The best settings of a row that trains on valid; None while trials are missing."""
         search = self.benchmark.search_of(judging)
         files = [file for file, _ in self._trials(row, search)]
         try:
@@ -271,20 +284,34 @@ class Sweep:
         ]
         return best
 
-    def _chosen(self, row: Row, judging: Judging, k: int) -> dict[str, Any]:
-        return {"chosen": {str(k): self.searched(row, judging)}}
+    def _chosen(self, row: Row, judging: Judging, k: int | None) -> dict[str, Any]:
+        shots = self._shots(judging) if k is None else (k,)
+        return {"chosen": dict.fromkeys(map(str, shots), self.searched(row, judging))}
 
-    def _judge_recbole(
-        self, judging: Judging, split: int, row: Row, k: int
+    def _judge_trained(
+        self, judging: Judging, split: int, row: Row, k: int | None
     ) -> dict[str, Any] | None:
+        """The best settings of the search: RecBole's model at k, a learner at every k (None)."""
         settings = self.searched(row, judging)
         if settings is None:
             return None
         prepared = self.prepared(judging, split)
-        choice = choose_model(row.model)
-        outcome = judge_recbole(choice, prepared, k, self.benchmark.seed, settings)
-        run = self._write(row, choice, judging, split, prepared, outcome)
-        return {"row": row.name, "runs": {str(k): run}, "chosen": {str(k): settings}}
+        choice, seed = choose_model(row.model), self.benchmark.seed
+        training = self.folder / judging.name / str(split) / "training" / slug(row.name)
+        if k is None:
+            outcomes = list(judge_all(choice, prepared, seed, settings, folder=training))
+        else:
+            outcomes = [judge_recbole(choice, prepared, k, seed, settings)]
+        runs = {
+            str(outcome.k): self._write(row, choice, judging, split, prepared, outcome)
+            for outcome in outcomes
+        }
+        finish(training)
+        return {"row": row.name, "runs": runs, "chosen": dict.fromkeys(runs, settings)}
+
+    @staticmethod
+    def _shots(judging: Judging) -> tuple[int, ...]:
+        return read_protocol(judging.protocol, **judging.changed).support_sizes
 
     def _judge_row(self, judging: Judging, split: int, row: Row) -> dict[str, Any]:
         """Every trial on valid at every k, then the best of each k on test."""

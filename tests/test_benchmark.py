@@ -41,7 +41,7 @@ PAGE = {
             "grid": {"embedding_size": [2, 16], "noise": [3.0, 0.3, 0.03]},
         },
     ],
-    "recbole": {
+    "trained": {
         "searches": [{"setting": "time", "split": 0, "shots": 2, "trials": 2}],
         "shots": [2],
         "rows": [
@@ -110,16 +110,16 @@ def test_a_benchmark_is_named_by_its_file(tmp_path):
     found = read_benchmark(write(tmp_path, PAGE, "mine"))
     assert (found.name, found.dataset, found.seed) == ("mine", "tiny", 3)
     assert [row.name for row in found.rows] == ["Pop", "PriorRidge on QueryPop"]
-    assert found.settings[0].splits == (0, 1) and found.settings[0].recbole_from == "time"
+    assert found.settings[0].splits == (0, 1) and found.settings[0].trained_from == "time"
     assert read_benchmark("foundation").name == "foundation"
 
 
 def one(kind: str, **entries) -> dict:
     """The page with one entry of its first setting, row, search or RecBole's row changed."""
     page = changed()
-    recbole = page["recbole"]
-    entry = {"setting": page["settings"], "row": page["rows"], "search": recbole["searches"],
-             "recbole": recbole["rows"]}[kind][0]  # fmt: skip
+    trained = page["trained"]
+    entry = {"setting": page["settings"], "row": page["rows"], "search": trained["searches"],
+             "trained": trained["rows"]}[kind][0]  # fmt: skip
     entry.update(entries)
     return page
 
@@ -131,11 +131,11 @@ BAD = [
     (one("row", model="PriorRidge", grid={"noize": [1.0]}), "Did you mean 'noise'"),
     (one("row", model="PriorRidge", grid={"noise": [1.0, "big"]}), "'noise' must be of type float"),
     (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),
-    (one("recbole", fixed={"epochs": 3}), "closed form"),
-    (one("recbole", grid={"reg_weight": ["big"]}), "'reg_weight' must be of type float"),
+    (one("trained", fixed={"epochs": 3}), "closed form"),
+    (one("trained", grid={"reg_weight": ["big"]}), "'reg_weight' must be of type float"),
     (one("search", setting="tmie"), "no entry 'tmie'. Did you mean 'time'"),
     (one("search", shots=7), "'time' is not judged at 7 shots, only at 0, 2"),
-    (one("setting", recbole_from="tmie"), "no entry 'tmie'"),
+    (one("setting", trained_from="tmie"), "no entry 'tmie'"),
     (one("setting", protocol="user_cold_curv"), "Did you mean 'user_cold_curve'"),
     (one("setting", splits=[0, 9]), "'split' must be below folds"),
     (one("setting", changed={"shot": [1]}), "Did you mean 'shots'"),
@@ -150,9 +150,9 @@ BAD = [
     (changed(settings=[3]), "'settings' must be 'name: value' pairs, found 3"),
     (changed(settings=[]), "'settings' is empty"),
     (changed(rows={"name": "Pop"}), "'rows' must be a list, found {'name': 'Pop'}"),
-    (changed(recbole=None), "'recbole' must be 'name: value' pairs, found None"),
-    (changed(recbole={"shots": [2], "rows": []}), "recbole: missing setting 'searches'"),
-    (changed(recbole=PAGE["recbole"] | {"shots": 2}), "'shots' must be a list, found 2"),
+    (changed(trained=None), "'trained' must be 'name: value' pairs, found None"),
+    (changed(trained={"shots": [2], "rows": []}), "trained: missing setting 'searches'"),
+    (changed(trained=PAGE["trained"] | {"shots": 2}), "'shots' must be a list, found 2"),
     (one("search", trials=0), "searches: 'trials' must be at least 1, found 0"),
     (one("search", split=9), "'split' must be below folds"),
     (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
@@ -163,8 +163,8 @@ BAD = [
     (one("row", grid={"noise": []}), "'noise' of 'Pop' must be a list of values to try, found []"),
     (one("row", grid={"noise": 0.1}), "must be a list of values to try, found 0.1"),
     (one("row", grid={"a,b": [[1, 2], [3]]}), "'a,b' of 'Pop' must be a list of lists of 2 values"),
-    (one("recbole", grid={"reg_weight": []}), "recbole's rows: 'reg_weight' of 'EASE' must be a"),
-    (changed(recbole=PAGE["recbole"] | {"shots": [5]}), "not judged at 5 shots"),
+    (one("trained", grid={"reg_weight": []}), "trained rows: 'reg_weight' of 'EASE' must be a"),
+    (changed(trained=PAGE["trained"] | {"shots": [5]}), "not judged at 5 shots"),
 ]
 
 
@@ -291,17 +291,17 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
     seen: dict[str, set] = {}
     plain = sweep.fit_learner
 
-    def fit(choice, stage, config):
+    def fit(choice, stage, *, config):
         read = {key: config[key] for key in ("eval_batch_size", "noise", "base", "base_weight")}
         batch = stage.data["valid"].config["eval_batch_size"]
         key = f"{choice.name} {config['noise']}"
         seen.setdefault(key, set()).add((*read.values(), batch, config["model"]))
-        return plain(choice, stage, config)
+        return plain(choice, stage, config=config)
 
     monkeypatch.setattr(sweep, "fit_learner", fit)
     found, spied = [], []
     for name, ordered in (("up", rows), ("down", rows[::-1])):
-        page = changed(rows=ordered, recbole=PAGE["recbole"] | {"rows": []})
+        page = changed(rows=ordered, trained=PAGE["trained"] | {"rows": []})
         folder = tmp_path / name
         folder.mkdir()
         go(write(folder, page), folder)
@@ -321,7 +321,7 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
 
 
 def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog):
-    page = changed(recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(trained=PAGE["trained"] | {"rows": []})
     go(write(tmp_path, page), tmp_path / "runs")
     page["rows"][1]["grid"]["noise"] = [0.5]
     caplog.clear()
@@ -359,7 +359,7 @@ def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
 def failing() -> dict:
     """EASE without a penalty is singular; fold-in EASE with next to none scores NaN."""
     page = changed()
-    page["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.0, 30.0]}
+    page["trained"]["rows"][0]["grid"] = {"reg_weight": [0.0, 30.0]}
     page["rows"].insert(0, {"name": "Fold", "model": "EASEFoldIn", "fixed": {"reg_weight": 5e-324}})
     return page
 
@@ -396,14 +396,14 @@ def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog
     )
     mended = failing()
     mended["rows"][0]["fixed"] = {"reg_weight": 1.0}
-    mended["recbole"]["rows"][0]["grid"] = {"reg_weight": [0.5, 30.0]}
+    mended["trained"]["rows"][0]["grid"] = {"reg_weight": [0.5, 30.0]}
     go(write(tmp_path, mended), tmp_path / "runs")
     assert [path.parent.name for path in folder.rglob("*.failed")] == ["EASE"], "of the old trial"
 
 
 def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monkeypatch):
     """And is not done again and again."""
-    page = changed(rows=PAGE["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(rows=PAGE["rows"][:1], trained=PAGE["trained"] | {"rows": []})
     monkeypatch.setattr(Sweep, "_runs_agree", lambda *arguments: False)
     with pytest.raises(RecboleMetaError, match=r"2 units failed: time/0/Pop.json \(.*not agree"):
         go(write(tmp_path, page), tmp_path / "runs")
@@ -412,7 +412,7 @@ def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monke
 def test_the_command_ends_with_an_error_where_units_failed(
     tmp_path, sample_path, prepared_path, capsys
 ):
-    page = changed(rows=failing()["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(rows=failing()["rows"][:1], trained=PAGE["trained"] | {"rows": []})
     paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
     assert main(["benchmark", write(tmp_path, page), "--runs", str(tmp_path), *paths]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -422,7 +422,7 @@ def test_the_command_ends_with_an_error_where_units_failed(
 def test_what_another_process_did_or_saw_fail_is_left_to_it(
     tmp_path, sample_path, prepared_path, monkeypatch
 ):
-    page = changed(rows=failing()["rows"][:2], recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(rows=failing()["rows"][:2], trained=PAGE["trained"] | {"rows": []})
     benchmark, start = read_benchmark(write(tmp_path, page)), time.time()
     two = [
         Sweep(benchmark, str(sample_path), prepared_path, tmp_path / "runs", start)
@@ -443,7 +443,7 @@ def test_a_unit_is_written_before_its_lock_is_let_go(
     tmp_path, sample_path, prepared_path, monkeypatch
 ):
     """Else another process finds it neither locked nor done, and does it again."""
-    page = changed(rows=PAGE["rows"][:1], recbole=PAGE["recbole"] | {"rows": []})
+    page = changed(rows=PAGE["rows"][:1], trained=PAGE["trained"] | {"rows": []})
     held, plain = [], sweep.write_atomically
 
     def write_atomically(path, content):

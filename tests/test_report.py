@@ -37,13 +37,13 @@ class Tree:
         rows = [{"name": n, "model": n, "grid": {}} for n, g in GROUP_OF.items() if g != "recbole"]
         theirs = [{"name": n, "model": n} for n, g in GROUP_OF.items() if g == "recbole"]
         search = {"setting": self.entries[0]["name"], "split": 0, "shots": 5, "trials": 3}
-        recbole = {"searches": [search], "rows": theirs}
+        trained = {"searches": [search], "rows": theirs}
         page = {
             "dataset": "made",
             "trials": 7,
             "settings": self.entries,
             "rows": rows,
-            "recbole": recbole,
+            "trained": trained,
         }
         self.page.write_text(yaml.safe_dump(page), "utf-8")
 
@@ -207,7 +207,7 @@ def test_groups_that_did_not_run_are_no_champions(tree):
 
 
 def test_choices_are_shown_where_no_model_of_recbole_is_judged(tree):
-    tree.entry("time", [0], recbole_from=None)
+    tree.entry("time", [0], trained_from=None)
     tree.run("Ridge", spread(0.5, 1), valid=0.5)
     assert "- Ridge: 1 trials; edges chosen: none" in tree.table()[1]
 
@@ -229,8 +229,8 @@ def test_a_row_that_lacks_a_split_is_named_and_not_shown(tree):
 def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
     """``all`` asks for everything after the reserve, which ``time`` judged as a slice."""
     tree.entry("time", [0])
-    tree.entry("all", [0], recbole_from="time")
-    tree.entry("none", [0], recbole_from=None, groups=["floor"])
+    tree.entry("all", [0], trained_from="time")
+    tree.entry("none", [0], trained_from=None, groups=["floor"])
     rest = spread(0.7, 3)
     for model in GROUP_OF:
         tree.run(model, spread(0.2, 2), valid=0.3, query="rows_1_10", slices={"after": rest})
@@ -250,8 +250,8 @@ def test_it_is_said_on_what_the_settings_were_chosen(tree):
     """RecBole's rows are searched once, perhaps elsewhere and by another query."""
     tree.entry("time", [0, 1])
     tree.entry("global", [8])
-    tree.entry("all", [0, 1], recbole_from="time")
-    tree.entry("none", [0], recbole_from=None, groups=["floor"])
+    tree.entry("all", [0, 1], trained_from="time")
+    tree.entry("none", [0], trained_from=None, groups=["floor"])
     some = spread(0.2, 2)
     for entry, split in (("time", 0), ("time", 1), ("global", 8)):
         tree.run("Ridge", some, 0.3, entry, split, query="rows_1_10")

@@ -30,9 +30,10 @@ def write(tmp_path, prepared):
     """``write(0.5, noise=1)``: the folder of a run with this value and these settings."""
 
     def make(value: float = 0.5, data=prepared, **settings) -> Path:
+        page = {"epochs": 0, "chunk_size": None}
         arrays = {"task": np.array(["u00", "u01"])}
         judged = Judged(arrays, {"after": {"ndcg@10": np.array([value, value])}})
-        outcome = Outcome(2, judged, judged, {"fit": 1.0, "evaluate": 0.5}, settings)
+        outcome = Outcome(2, judged, judged, {"fit": 1.0, "evaluate": 0.5}, page | settings)
         return write_run(tmp_path / "runs", choose_model("Pop"), data, 7, outcome)
 
     return make

@@ -70,7 +70,6 @@ class FeatureRecommender(MetaRecommender):
 
     @classmethod
     def reads_with(cls, settings: LearnerSettings, feedback: str) -> str:
-        """What it reads with these settings, as in a table."""
         parts = ["ids"] if settings.item_id else []
         parts += ["+ratings"] if feedback == "rating" else []
         parts += ["+user fields"] if settings.user_fields else []

@@ -49,6 +49,11 @@ class MetaRecommender(GeneralRecommender):
         self.register_buffer("all_items", torch.arange(self.n_items), persistent=False)
         self.support: Examples | None = None
 
+    @classmethod
+    def reads_with(cls, settings: MetaSettings, feedback: str) -> str:
+        """What it reads with these settings, as it stands in a table."""
+        return cls.reads
+
     # One task, no batch axis: what a learner defines.
 
     def prepare(self, train_data) -> None:

@@ -38,7 +38,8 @@ class MAML(FeatureRecommender):
         \min_\theta \sum_{tasks} L_{query}(\theta')
 
     All layers adapt, the embeddings do not. The state holds the first layer as the support's rows
-    and what they move (`inner_loop.first_layer_steps`), the deeper layers as they are.
+    and what they move (`inner_loop.first_layer_steps`) or, where a row is shorter than the support,
+    as its weights; the deeper layers as they are.
     """
 
     group = "published"
@@ -68,9 +69,13 @@ class MAML(FeatureRecommender):
         known = task
         if s.order == 1:
             rows, known = rows.detach(), task.detach()
-        offset = start - (task @ known + 1) * moved.sum(0)
-        return {"offset": offset, "rows": rows, "moved": moved, **rest}
+        state = {"offset": start - (task @ known + 1) * moved.sum(0), **rest}
+        if len(rows) > rows.shape[1]:  # then the weights are the smaller ones
+            return {"weight_0": prior["weight_0"] - rows.T @ moved, **state}
+        return {"rows": rows, "moved": moved, **state}
 
     def score(self, state: State, x: Tensor) -> Tensor:
+        if "weight_0" in state:
+            return deeper(state, x @ state["weight_0"] + state["offset"])
         z = x @ self.prior["weight_0"] + state["offset"] - (x @ state["rows"].T) @ state["moved"]
         return deeper(state, z)
