@@ -1,3 +1,3 @@
-"""Meta-learned cold-start and multi-task recommenders for RecBole."""
+"""Meta-learned cold-start recommenders for RecBole."""
 
 __version__ = "0.1.0"

@@ -111,7 +111,7 @@ def _none(free: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "recbole-meta",
-        description="Cold-start and multi-task recommenders on RecBole, judged honestly.",
+        description="Cold-start recommenders on RecBole, judged honestly.",
         epilog="example: recbole-meta run -m BPR,PriorRidge -d ml-100k -p user_cold_5",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -223,7 +223,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     parser.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
     parser.add_argument(
-        "--threads", type=int, default=None, help="threads of torch; all cores if not given"
+        "--threads",
+        type=int,
+        default=None,
+        help="threads of torch, all cores if not given; OMP_NUM_THREADS bounds numpy's",
     )
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")

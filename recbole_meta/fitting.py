@@ -211,7 +211,11 @@ def fit_learner(
             trainer.checkpoints = Checkpoints(folder, _identity(choice, stage, config, stop_after))
         metric = valid_metric(stage.prepared).name
         trainer.after_epoch = lambda entry: progress(_said(entry, metric))
-        trainer.fit(EpisodeDataLoader(stage.dataset, config["train_batch_size"], config["seed"]))
+        trainer.fit(
+            EpisodeDataLoader(
+                stage.dataset, config["train_batch_size"], config["seed"], config["query_size"]
+            )
+        )
     return trainer
 
 

@@ -21,7 +21,7 @@ def run(
     dataset: str = "ml-100k",
     protocol: str = "user_cold_5",
     *,
-    config_files: Sequence[str | Path] = (),
+    config_files: Sequence[str | Path] | str | Path = (),
     settings: Mapping[str, Any] | None = None,
     seed: int = 2020,
     data_path: str | Path = "dataset",
@@ -40,11 +40,11 @@ def run(
     has ``shots``, ``folder``, ``valid`` and ``test``.
     """
     given: dict[str, Any] = {}
-    for file in config_files:
+    for file in [config_files] if isinstance(config_files, str | Path) else config_files:
         given |= load_yaml(Path(file))
     given |= dict(settings or {})
     choice, made, theirs = check_run(model, protocol, given, device, threads)
-    if not 0 <= seed < 2**32:
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise SettingError(f"'seed' must be from 0 to {2**32 - 1}, found {seed}.")
     check_writable(Path(results))
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))

@@ -221,7 +221,15 @@ def test_a_model_that_raises_is_named_with_its_settings(start):
     assert isinstance(caught.value.__cause__, np.linalg.LinAlgError)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_one_settings_file_may_be_given_alone(start, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("noise: 0.25\n", encoding="utf-8")
+    for given in (file, str(file), [file]):
+        found = start("PriorRidge", files=given)
+        assert result_of(found["runs"][0])["config"]["noise"] == 0.25
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, None, "5"])
 def test_a_seed_that_numpy_cannot_take(start, seed):
     with pytest.raises(SettingError, match=f"'seed' must be from 0 to 4294967295, found {seed}"):
         start("Pop", seed=seed)

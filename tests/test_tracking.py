@@ -50,7 +50,7 @@ def test_a_run_with_other_settings_is_replaced_with_a_warning(write, caplog):
     assert caplog.messages == []
     assert write(0.4, noise=0.25, learner="adam", width=None) == folder
     assert caplog.messages == [
-        f"{folder} replaces a run with noise = 0.5 (now 0.25), epochs = 3 (now None)"
+        f"{folder} replaces a run with epochs = 3 (now 0), noise = 0.5 (now 0.25)"
     ]
     assert caplog.records[0].levelno == logging.WARNING
     result, values = stored(folder)

@@ -7,7 +7,8 @@ support = at most ``shots`` of the others.
 
 A batch is an Interaction of T episodes: ``task`` [T] ids of users, ``support_*`` [T, S] and
 ``query_*`` [T, Q] (``item``, ``label``, ``mask``), ``barred_item`` [T, R] (0: none) what cannot be
-recommended in the episode.
+recommended in the episode, ``history_item`` [T, L] (0: none) all that the user has. ``query_size``:
+at most so many random rows of the query are drawn.
 """
 
 from collections.abc import Iterator
@@ -50,9 +51,11 @@ class EpisodeDataLoader:
 
     shuffle = True
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, query_size: int | None = None
+    ) -> None:
         self._dataset = self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size, self.query_size = batch_size, query_size
         self.rng = np.random.default_rng(seed)
         prepared = open_prepared(dataset.config["prepared"])
         self.draw = _Held(prepared) if prepared.held_out else _Reserve(prepared)
@@ -69,9 +72,22 @@ class EpisodeDataLoader:
     def __iter__(self) -> Iterator[Interaction]:
         order = self.rng.permutation(self.users)
         for start in range(0, len(order), self.batch_size):
-            yield self.draw.episodes(
-                self.histories, np.sort(order[start : start + self.batch_size]), self.rng
-            )
+            users = np.sort(order[start : start + self.batch_size])
+            episodes = self.draw.episodes(self.histories, users, self.rng)
+            item = self.histories.item[users]
+            columns = {**episodes.interaction, "history_item": torch.from_numpy(item)}
+            yield self._some(Interaction(columns))
+
+    def _some(self, episodes: Interaction) -> Interaction:
+        """At most ``query_size`` random rows of each query."""
+        mask = episodes["query_mask"]
+        if self.query_size is None or self.query_size >= mask.shape[1]:
+            return episodes
+        order = np.argsort(self.rng.random(mask.shape) + (mask.numpy() == 0), axis=1)
+        place = torch.from_numpy(order[:, : self.query_size].copy())
+        names = ("query_item", "query_label", "query_mask")
+        chosen = {name: episodes[name].gather(1, place) for name in names}
+        return Interaction({**episodes.interaction, **chosen})
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""

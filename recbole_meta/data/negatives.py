@@ -38,9 +38,13 @@ def draw_outside(key: Tensor, known: Tensor, number: int, pool: Tensor) -> tuple
     """Items [T, number] of the pool outside of ``known`` [T, K], and where one was found."""
     draw = torch.arange(1, number * _ATTEMPTS + 1, device=key.device)
     hashed = _mix(key[:, None] + draw * _GOLDEN) & torch.iinfo(torch.int64).max
-    item = pool[hashed % len(pool)].view(len(key), number, _ATTEMPTS)  # [T, N, A]
-    free = ~(item.unsqueeze(-1) == known[:, None, None, :]).any(-1)
+    item = pool[hashed % len(pool)].view(len(key), -1)  # [T, N A]
+    size = int(torch.maximum(known.max(), pool.max())) + 1
+    taken = torch.zeros(len(key), size, dtype=torch.bool, device=key.device)
+    taken.scatter_(1, known, True)
+    free = ~taken.gather(1, item).view(len(key), number, _ATTEMPTS)
     first = free.long().argmax(-1, keepdim=True)
+    item = item.view(len(key), number, _ATTEMPTS)
     return item.gather(-1, first).squeeze(-1), free.any(-1)
 
 

@@ -37,7 +37,7 @@ from recbole_meta.data.protocol import (
 )
 from recbole_meta.data.states import FourStates
 from recbole_meta.errors import DataError, SettingError, nearest
-from recbole_meta.settings import load_properties, names, read_settings
+from recbole_meta.settings import load_properties, load_yaml, names, read_settings
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +78,17 @@ def read_protocol(name: str, **settings: Any) -> UserCold:
     return read_settings(PROTOCOLS[kind], values, f"Protocol '{name}'")
 
 
-def read_fields(dataset: str) -> DataFields:
-    """The data set's page, or ``default.yaml`` for a data set without one."""
-    page = dataset if dataset in names("dataset") else "default"
-    return read_settings(DataFields, load_properties("dataset", page), f"Data set page '{page}'")
+def read_fields(dataset: str, source: Path | None = None) -> DataFields:
+    """``<dataset>.yaml`` beside the data, else the page of ``properties``, else ``default.yaml``;
+    what a page does not say is as in ``default.yaml``.
+    """
+    beside = source / f"{dataset}.yaml" if source else None
+    if beside is not None and beside.is_file():
+        values, where = load_yaml(beside), str(beside)
+    else:
+        page = dataset if dataset in names("dataset") else "default"
+        values, where = load_properties("dataset", page), f"Data set page '{page}'"
+    return read_settings(DataFields, load_properties("dataset", "default") | values, where)
 
 
 def find_dataset(dataset: str, data_path: str | Path) -> Path:
@@ -116,7 +123,7 @@ def prepare(
 ) -> Path:
     """The prepared folder of (data set, protocol), made if it is not there yet."""
     source = find_dataset(dataset, data_path)
-    fields = read_fields(dataset)
+    fields = read_fields(dataset, source)
     files = {s: source / f"{dataset}.{s}" for s in ("inter", "user", "item")}
     if isinstance(protocol, FourStates):
         given = {"user_split": protocol.user_split, "item_split": protocol.item_split}
@@ -363,7 +370,10 @@ def read_rows(
         )
     if protocol.feedback == "rating":
         if fields.rating is None:
-            raise DataError("feedback 'rating' needs a rating field, and the data set names none.")
+            raise DataError(
+                "feedback 'rating' needs a rating field, and the data set names none: write "
+                f"'rating: <field>' into {path.with_suffix('.yaml')}."
+            )
         file.numbers(fields.rating)
     for column, least in protocol.label.items():
         label = file.numbers(column) >= least

@@ -31,6 +31,7 @@ class LearnerSettings(MetaSettings):
     schedule: Literal["constant", "cosine"]  # of the learning rate, over ``epochs``
     loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: softmax, mae, bce
     support_negatives: Count  # per positive of a ranking's support
+    query_size: Size | None  # rows drawn of an episode's query; ~: all
     query_negatives: Size | None  # per positive of a ranking's query; ~: the whole catalogue
     embedding_size: Size  # d, of each field
     embedding_std: Positive  # deviation of the embeddings' start
@@ -95,11 +96,11 @@ class FeatureRecommender(MetaRecommender):
         query, shared = super().query(interaction)
         if self.judged != "implicit":
             return query, shared
-        barred = interaction["barred_item"].to(self.device)  # [T, R]
         each = self.settings.query_negatives
         if each is None:
+            barred = interaction["barred_item"].to(self.device)  # [T, R]
             return self._whole_catalogue(query, barred), True
-        known = torch.cat([barred, query.x], dim=1)
+        known = interaction["history_item"].to(self.device)  # [T, L]
         key = torch.randint(2**62, (len(known),)).to(self.device)
         drawn, found = draw_outside(key, known, each * query.width(), self.pool)
         wanted = torch.arange(drawn.shape[1], device=self.device) < each * query.mask.sum(

@@ -124,7 +124,13 @@ class MetaRecommender(GeneralRecommender):
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """The mean over episodes of the loss of the query after adapting to the support."""
         support = self.complete(self._examples(interaction, "support"))
-        query, shared = self.query(interaction)
+        return self.episode_loss(support, *self.query(interaction))
+
+    def episode_loss(self, support: Examples, query: Examples, shared: bool = False) -> Tensor:
+        """The same of T tasks by ids; tasks whose supports are as long are lifted together.
+
+        ``shared``: the query's x [I, ..] is of all tasks, and encoded.
+        """
         dims = Examples(None if shared else 0, 0, 0, 0)
         total = 0
         for tasks in buckets(support.mask):

@@ -397,6 +397,36 @@ def test_the_own_data_set_comes_before_recboles(write, ml100k) -> None:
     assert find_dataset("ml-100k", data / "elsewhere") == ml100k
 
 
+def test_a_page_beside_the_data_names_its_columns(tmp_path, make_world) -> None:
+    source = tmp_path / "mine"
+    source.mkdir()
+    page = source / "mine.yaml"
+    page.write_text("user: who\nitem: what\nrating: stars\ntime: when\n", encoding="utf-8")
+    found = read_fields("mine", source)
+    assert (found.user, found.item, found.rating, found.time) == ("who", "what", "stars", "when")
+    assert found.user_features == found.item_features == ()
+    rows = [f"u{u}\ti{i}\t{1 + (u + i) % 5}\t{i}" for u in range(30) for i in range(8)]
+    header = "who:token\twhat:token\tstars:float\twhen:float"
+    (source / "mine.inter").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    made = prepare("mine", read_protocol("user_cold_5_rating"), "r", tmp_path, tmp_path / "p")
+    assert open_prepared(made).fields == found
+    page.write_text("user: who\nitm: what\n", encoding="utf-8")
+    with pytest.raises(
+        SettingError, match=r"mine\.yaml: unknown setting 'itm'\. Did you mean 'ite"
+    ):
+        read_fields("mine", source)
+
+
+def test_ratings_without_a_field_say_where_to_name_it(tmp_path) -> None:
+    source = tmp_path / "mine"
+    source.mkdir()
+    rows = [f"u{u}\ti{i}\t3\t{i}" for u in range(30) for i in range(8)]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (source / "mine.inter").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"write 'rating: <field>' into .*mine\.yaml"):
+        prepare("mine", read_protocol("user_cold_5_rating"), "r", tmp_path, tmp_path / "p")
+
+
 def test_a_data_set_without_a_page_has_the_default_one() -> None:
     assert read_fields("no-such-page") == read_fields("default")
     assert read_fields("ml-100k").rating == "rating" and read_fields("default").rating is None

@@ -30,7 +30,7 @@ class ANIL(MAML):
 
         def loss(head: Params) -> Tensor:
             score = h @ head["weight"] + head["bias"]
-            return self.loss_function(score, support.label, support.mask)
+            return self.inner_loss(score, support.label, support.mask)
 
         return {"offset": offset, **sgd_steps(loss, head, s.inner_lr, s.inner_steps, s.order)}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recbole_meta.episode import Examples
-from recbole_meta.inner_loop import Params, first_layer_steps
+from recbole_meta.inner_loop import LOSSES, Params, first_layer_steps
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State
 from recbole_meta.model.mlp import deeper, make_mlp, task_part
@@ -25,6 +25,7 @@ _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 @dataclass(frozen=True)
 class MAMLSettings(LearnerSettings):
     hidden_size: tuple[Size, ...]  # of the perceptron
+    inner_loss: Literal["mse", "mae", "bce", "softmax"] | None  # of the support; ~: as the query's
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
     order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
@@ -47,6 +48,8 @@ class MAML(FeatureRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        inner = self.settings.inner_loss
+        self.inner_loss = LOSSES[inner] if inner else self.loss_function
         self.prior = make_mlp(
             self.user_embedding.size, self.item_embedding.size, self.settings.hidden_size
         )
@@ -57,7 +60,7 @@ class MAML(FeatureRecommender):
         s, prior, task = self.settings, dict(self.prior.items()), support.task
 
         def loss(z: Tensor, rest: Params) -> Tensor:
-            return self.loss_function(deeper(rest, z), support.label, support.mask)
+            return self.inner_loss(deeper(rest, z), support.label, support.mask)
 
         start, rows = task_part(prior, task), support.x
         first = rows @ prior["weight_0"] + start  # [S, H]

@@ -35,7 +35,7 @@ class MetaSGD(MAML):
 
         def loss(params: Params) -> Tensor:
             z = support.x @ params["weight_0"] + task_part(params, task)
-            return self.loss_function(deeper(params, z), support.label, support.mask)
+            return self.inner_loss(deeper(params, z), support.label, support.mask)
 
         prior, rates = dict(self.prior.items()), dict(self.rates.items())
         params = sgd_steps(loss, prior, rates, s.inner_steps, s.order)
