@@ -227,7 +227,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         help="threads of torch, all cores if not given; OMP_NUM_THREADS bounds numpy's",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", default=None, help="write the results to this file, too")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
     parser.add_argument(

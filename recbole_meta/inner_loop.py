@@ -77,7 +77,8 @@ def sgd_steps(
 def first_layer_steps(
     loss: Callable[[Tensor, Params], Tensor],
     first: Tensor,
-    kernel: Tensor,
+    rows: Tensor,
+    shared: Tensor,
     rest: Mapping[str, Tensor],
     rate: float,
     steps: int,
@@ -90,18 +91,20 @@ def first_layer_steps(
 
     .. math::
         W_j = W_0 - X' A_j, \qquad A_{j+1} = A_j + \alpha \, \partial L / \partial Z_j, \qquad
-        Z_j = Z_0 - (X X') A_j
+        Z_j = Z_0 - (X X' + c) A_j
 
-    ``first``: :math:`Z_0 = X W_0` [S, H]; ``kernel``: XX' [S, S], plus what else is added to the
-    first layer and adapts (1 for a bias, u'u for a vector u that all rows share); ``rest``: the
-    deeper parameters, which take plain steps. Returns A [S, H] and the adapted rest. S D + S H
+    ``first``: :math:`Z_0 = X W_0` and whatever all rows share [S, H]; ``shared``: c, the squared
+    norm of what all rows share and what adapts, too (1 for a bias, u'u for a vector u); ``rest``:
+    the deeper parameters, which take plain steps. Returns A [S, H] and the adapted rest. S D + S H
     numbers instead of D H, and no product with D H in it but those of :math:`Z_0`.
     """
     moved, params = torch.zeros_like(first), dict(rest)
+    kernel = rows @ rows.T + shared if steps > 1 else rows  # [S, S]; not needed for one step
     for step in range(steps):
         z = first - kernel @ moved if step else first
         of_z, of_rest = grad(loss, argnums=(0, 1))(z, params)
-        moved = moved + rate * (of_z if order == 2 else of_z.detach())
+        change = rate * (of_z if order == 2 else of_z.detach())
+        moved = moved + change if step else change
         gradient = _stopped(of_rest, order)
         params = {name: value - rate * gradient[name] for name, value in params.items()}
     return moved, params

@@ -99,7 +99,7 @@ def test_first_layer_steps_are_sgd_steps(order, steps):
 
     def lazy(weight, bias, w, x):
         first = x @ weight + bias
-        moved, rest = first_layer_steps(loss, first, x @ x.T + 1, {"w": w}, 0.1, steps, order)
+        moved, rest = first_layer_steps(loss, first, x, torch.ones(()), {"w": w}, 0.1, steps, order)
         known = x if order == 2 else x.detach()
         return network(rest, new @ weight + bias - (new @ known.T + 1) @ moved)
 
@@ -120,22 +120,32 @@ def test_first_layer_steps_lift_to_tasks():
 
     def moved(x, y):
         loss = lambda z, rest: (network(rest, z) - y).square().mean()  # noqa: E731
-        return first_layer_steps(loss, x @ weight, x @ x.T, {"w": w}, 0.1, 3)[0]
+        return first_layer_steps(loss, x @ weight, x, torch.zeros(()), {"w": w}, 0.1, 3)[0]
 
     together = vmap(moved)(rows, label)
     for task in range(6):
         torch.testing.assert_close(together[task], moved(rows[task], label[task]))
 
 
-def test_buckets_hold_every_task_once_longest_first_with_little_padding():
+def test_buckets_hold_every_task_once_shortest_first_at_the_least_cost():
     lengths = torch.randint(0, 91, (64,))
     mask = (torch.arange(90) < lengths[:, None]).double()
     found = buckets(mask)
     assert sorted(torch.cat(found).tolist()) == list(range(64))
     tops = [int(lengths[part].max()) for part in found]
-    assert tops == sorted(tops, reverse=True) and 1 < len(found) < 16
-    cells = sum(len(part) * top for part, top in zip(found, tops, strict=True))
-    assert cells < 1.5 * lengths.sum() < 64 * 90
+    assert tops == sorted(tops) and 1 < len(found) < 16
+
+    def cost(parts):
+        rounded = (-(-int(lengths[part].max()) // 8) * 8 for part in parts)
+        return sum(len(part) * top + 800 for part, top in zip(parts, rounded, strict=True))
+
+    order = lengths.sort(stable=True).indices
+    assert cost(found) < cost([order])
+    for first in range(1, 63):  # no split into two or three is cheaper
+        assert cost(found) <= cost([order[:first], order[first:]])
+        for second in range(first + 1, 64):
+            parts = [order[:first], order[first:second], order[second:]]
+            assert cost(found) <= cost(parts)
 
 
 def test_equal_tasks_are_one_bucket():

@@ -131,15 +131,19 @@ class MetaRecommender(GeneralRecommender):
 
         ``shared``: the query's x [I, ..] is of all tasks, and encoded.
         """
-        dims = Examples(None if shared else 0, 0, 0, 0)
         total = 0
         for tasks in buckets(support.mask):
             part = support.of(tasks)
             part = self._encoded(part.cut(part.width()))
             asked = Examples(query.x if shared else self.encode(query.x[tasks]),
                              query.label[tasks], query.mask[tasks], part.task)  # fmt: skip
-            total = total + self._lift(self._query_loss, (0, dims))(part, asked).sum()
+            total = total + self.lifted_loss(part, asked, shared).sum()
         return total / len(support.mask)
+
+    def lifted_loss(self, support: Examples, query: Examples, shared: bool = False) -> Tensor:
+        """The query's loss of each task after adapting, [T], of encoded examples."""
+        dims = Examples(None if shared else 0, 0, 0, 0)
+        return self._lift(self._query_loss, (0, dims))(support, query)
 
     def query(self, interaction: Interaction) -> tuple[Examples, bool]:
         """The query [T, Q] by ids, False; or of the whole catalogue, x encoded [I, ..], True."""

@@ -411,9 +411,7 @@ def test_a_page_beside_the_data_names_its_columns(tmp_path, make_world) -> None:
     made = prepare("mine", read_protocol("user_cold_5_rating"), "r", tmp_path, tmp_path / "p")
     assert open_prepared(made).fields == found
     page.write_text("user: who\nitm: what\n", encoding="utf-8")
-    with pytest.raises(
-        SettingError, match=r"mine\.yaml: unknown setting 'itm'\. Did you mean 'ite"
-    ):
+    with pytest.raises(SettingError, match=r"mine\.yaml: unknown setting 'itm'"):
         read_fields("mine", source)
 
 

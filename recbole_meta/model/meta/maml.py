@@ -64,10 +64,9 @@ class MAML(FeatureRecommender):
 
         start, rows = task_part(prior, task), support.x
         first = rows @ prior["weight_0"] + start  # [S, H]
-        kernel = rows @ rows.T + task @ task + 1  # [S, S]; 1 is the bias
         rest = {name: value for name, value in prior.items() if name not in _FIRST}
         moved, rest = first_layer_steps(
-            loss, first, kernel, rest, s.inner_lr, s.inner_steps, s.order
+            loss, first, rows, task @ task + 1, rest, s.inner_lr, s.inner_steps, s.order
         )
         known = task
         if s.order == 1:
