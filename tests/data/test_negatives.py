@@ -120,7 +120,7 @@ def test_other_sets_other_negatives() -> None:
 
 
 def test_every_item_of_the_pool_is_as_likely() -> None:
-    """Over many sets, and at each place: chi-square of 60,000 draws; the set is what is left out."""
+    """Over many sets, and at each place: chi-square of 60,000 draws; the set is left out."""
     n_tasks, choice = 3000, pool(first=3, last=32)
     random = np.random.default_rng(0)
     sets = torch.from_numpy(random.integers(100, 10**6, (n_tasks, 5)))
