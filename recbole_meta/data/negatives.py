@@ -14,14 +14,17 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 
 
 def with_negatives(examples: Examples, each: int, pool: Tensor) -> Examples:
-    """T tasks with ``each`` negatives from the pool [P] per example, labelled 0; packed left."""
+    """T tasks with ``each`` negatives from the pool [P] per example, labelled 0; packed left.
+
+    There are fewer where the set leaves little of the pool.
+    """
     x, mask = examples.x, examples.mask > 0
     key = (_mix(x + 1) * mask).sum(dim=1)  # [T]
     drawn, found = draw_outside(key, torch.where(mask, x, 0), each * x.shape[1], pool)
     wanted = torch.arange(drawn.shape[1], device=x.device) < each * mask.sum(1, keepdim=True)
     found = (found & wanted).to(examples.mask.dtype)
     joined = Examples(
-        torch.cat([x, drawn], dim=1),
+        torch.cat([x * mask, drawn * (found > 0)], dim=1),
         torch.cat([examples.label * mask, torch.zeros_like(found)], dim=1),
         torch.cat([examples.mask, found], dim=1),
         examples.task,

@@ -27,7 +27,6 @@ from filelock import FileLock
 from recbole_meta.data.protocol import (
     Floats,
     Ints,
-    Mask,
     Rows,
     Split,
     UserCold,
@@ -124,12 +123,17 @@ def prepare(
     """The prepared folder of (data set, protocol), made if it is not there yet."""
     source = find_dataset(dataset, data_path)
     fields = read_fields(dataset, source)
-    files = {s: source / f"{dataset}.{s}" for s in ("inter", "user", "item")}
+    named = {side: f"{dataset}.{side}" for side in ("inter", "user", "item")}
     if isinstance(protocol, FourStates):
         given = {"user_split": protocol.user_split, "item_split": protocol.item_split}
-        files |= {side: source / name for side, name in given.items() if name is not None}
+        named |= {side: name for side, name in given.items() if name is not None}
+    files = {side: source / name for side, name in named.items()}
     try:
-        inputs = {file.name: sha256(file.read_bytes()) for file in files.values() if file.is_file()}
+        inputs = {
+            name: sha256(files[side].read_bytes())
+            for side, name in named.items()
+            if files[side].is_file()
+        }
     except OSError as error:
         raise DataError(f"Cannot read the data set {source}: {error}") from error
     key = content_key(dataset, protocol, fields, inputs)
@@ -414,19 +418,33 @@ def _with_states(
     files: dict[str, Path],
     tokens: dict[str, list[str]],
 ) -> Rows:
-    """What tells who is cold: the item's field, and the given files."""
-    file = AtomicFile(files["item"])
-    values = file.values_of(protocol.item_field, fields.item, tokens["item"])
-    cold = {
+    """What tells who is cold: given files, and the item's field where none names the item."""
+    given = {
         side: _given_states(files[f"{side}_split"], field, tokens[side])
         for side, field in (("user", fields.user), ("item", fields.item))
         if f"{side}_split" in files
     }
-    return replace(rows, item_value=values, cold_user=cold.get("user"), cold_item=cold.get("item"))
+    item, user = given.get("item"), given.get("user")
+    if user is not None and user.isna().any():
+        name, token = files["user_split"].name, user.index[user.isna()][0]
+        raise DataError(f"{name} does not say what '{fields.user}' {token!r} is.")
+    cold_user = None if user is None else (user == "cold").to_numpy(dtype=bool)
+    cold_item = None if item is None else (item == "cold").to_numpy(dtype=bool)
+    rows = replace(rows, cold_user=cold_user, cold_item=cold_item)
+    if item is None or item.isna().any() or protocol.state[1] == "c":
+        file = AtomicFile(files["item"])
+        values = file.values_of(protocol.item_field, fields.item, tokens["item"])
+        rows = replace(rows, item_value=values)
+        if item is not None and cold_item is not None:
+            late = item.isna().to_numpy() & (values > protocol.item_last)
+            rows = replace(rows, cold_item=cold_item | late)
+    return rows
 
 
-def _given_states(path: Path, field: str, tokens: list[str]) -> Mask:
-    """Who is cold by a file of two columns: the field and 'state', existing or cold."""
+def _given_states(path: Path, field: str, tokens: list[str]) -> "pd.Series[str]":
+    """'existing' or 'cold' of each token by a file of two columns, the field and 'state'; NaN where
+    it does not name the token.
+    """
     try:
         frame = pd.read_csv(path, sep="\t", dtype=str, na_filter=False)
     except (OSError, ValueError) as error:
@@ -442,11 +460,17 @@ def _given_states(path: Path, field: str, tokens: list[str]) -> Mask:
             f"{path.name}, line {wrong.index[0] + 2}: 'state' is {wrong['state'].iloc[0]!r}. "
             "Allowed: cold, existing."
         )
-    state = frame.drop_duplicates(field).set_index(field)["state"].reindex(tokens)
-    if state.isna().any():
-        missing = state.index[state.isna()]
-        raise DataError(f"{path.name} does not say what '{field}' {missing[0]!r} is.")
-    return (state == "cold").to_numpy(dtype=bool)
+    frame = frame.drop_duplicates([field, "state"])
+    twice = frame[frame.duplicated(field)]
+    if len(twice):
+        raise DataError(
+            f"{path.name} says both states of '{field}' {twice[field].iloc[0]!r}: existing and "
+            "cold."
+        )
+    states = frame.set_index(field)["state"].reindex(tokens)
+    if states.isna().all():
+        raise DataError(f"{path.name} names no '{field}' of the data set, e.g. {tokens[0]!r}.")
+    return states
 
 
 def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:

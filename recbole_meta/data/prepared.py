@@ -169,25 +169,35 @@ class Prepared:
                 )
 
     def _check_support(self, phase: str, k: int, rows: pd.DataFrame) -> None:
-        """A cold task has its k support rows in the training file and no other; where users are
-        known its support is there, and where items are cold nobody else's row of them.
+        """A cold user has its support rows in the training file and no other; of cold items the
+        file has support rows alone.
         """
         name, support = self.train_name(phase, k), self.support(phase, k)
-        per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
-        wanted = support["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
-        if not self.held_out:
-            wanted[:] = k
         state = self.description["settings"].get("state", "cw")
-        wrong = per_task < wanted if state[0] == "w" else per_task != wanted
-        if wrong.any():
-            user = per_task.index[wrong.to_numpy()][0]
+        if state[0] == "c":
+            per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+            wanted = support["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+            if not self.held_out:
+                wanted[:] = k
+            wrong = per_task != wanted
+            if wrong.any():
+                user = per_task.index[wrong.to_numpy()][0]
+                raise LeakError(
+                    f"{self.name}: user '{user}' of '{phase}' has {per_task[user]} rows in "
+                    f"'{name}', not {wanted[user]}: a test user must not be met in training."
+                )
+        if not self.held_out:
+            return
+        absent = ~_pairs(support).isin(_pairs(rows))
+        if absent.any():
+            row = support[absent].iloc[0]
             raise LeakError(
-                f"{self.name}: user '{user}' of '{phase}' has {per_task[user]} rows in '{name}', "
-                f"not {wanted[user]}: a test user must not be met in training."
+                f"{self.name}: {int(absent.sum())} support rows of '{phase}' are not in '{name}', "
+                f"e.g. user '{row['user']}' and item '{row['item']}'."
             )
         if state[1] == "c":
             warm = rows[~_pairs(rows).isin(_pairs(support))]
-            met = set(warm["item"]).intersection(self.rows(phase)["item"])
+            met = set(warm["item"]) & {*self.rows(phase)["item"], *support["item"]}
             if met:
                 raise LeakError(
                     f"{self.name}: {len(met)} cold items of '{phase}' are in '{name}', e.g. "

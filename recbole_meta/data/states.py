@@ -4,15 +4,18 @@ Reference:
     Lee et al. "MeLU: Meta-Learned User Preference Estimator for Cold-Start Recommendation."
     KDD 2019. arXiv:1908.00413
 
-Users are cold by chance or by a file, items by the value of a field (later ones are cold) or by a
-file. Training sees existing users on existing items only. A task is a user with ``least`` to
-``most`` rows in the state: ``query_size`` random ones are its query, the others its support.
+Users are cold by chance or by a file; items by a file, and by the value of a field (later ones are
+cold) where none names them. Training sees existing users on existing items only. A task is a user
+with ``least`` to ``most`` rows in the state: ``query_size`` random ones are its query, the others
+its support.
 
 - ``cw`` cold users on existing items, ``wc`` existing users on cold items, ``cc`` cold users on
-  cold items. Valid imitates the state inside of what exists: a tenth of the existing users, the
-  latest fifth of the existing items; what is valid's is not trained on, the refit for test has it.
+  cold items. Valid imitates the state inside of what exists, its cold users a tenth of the existing
+  ones, its cold items the latest fifth; what is valid's is not trained on, the refit for test has
+  it.
 - ``ww`` existing users on existing items: a fifth of the users in range for test, a tenth for
-  valid; only their query is held out of training (the paper judges on its training set).
+  valid; only their query is held out of training (the paper judges on its training set), valid's
+  not out of the refit.
 """
 
 from dataclasses import dataclass
@@ -44,7 +47,7 @@ class FourStates(UserCold):
     user_split: str | None  # file beside the data: the user's field, 'state' existing | cold
     item_split: str | None  # file beside the data: the item's field, 'state' existing | cold
     item_field: str  # what tells which items are late
-    item_last: float  # items with a larger value are cold, where no file says which
+    item_last: float  # items with a larger value are cold, where no file names them
     query_size: int  # rows of a task's query
     least: int  # rows of a task in the state
     most: int
@@ -81,31 +84,27 @@ class FourStates(UserCold):
         cold_user, cold_item = self._cold_users(rows, seed), self._cold_items(rows)
         exists = ~cold_user[rows.user] & ~cold_item[rows.item]
         if self.state == "ww":
-            test = valid = exists
+            valid = test = train = exists
         else:
             test = self._in_state(rows, cold_user, cold_item)
-            late = self._latest(rows, ~cold_item, seed)
-            fresh = np.zeros(len(cold_user), dtype=bool)
-            there = np.flatnonzero(~cold_user)
-            chosen = np.random.default_rng(seed + 1).permutation(there)
-            fresh[chosen[: round(_VALID_USERS * len(there))]] = True
-            valid = exists & self._in_state(rows, fresh, late)
+            valid, train = exists.copy(), exists.copy()
+            if self.state[0] == "c":
+                fresh = self._fresh(~cold_user, seed)[rows.user]
+                valid &= fresh
+                train &= ~fresh
+            if self.state[1] == "c":
+                late = self._latest(rows, ~cold_item, seed)[rows.item]
+                valid &= late
+                train &= ~late
         tasks = {
             "valid": self._tasks(rows, valid, "valid"),
             "test": self._tasks(rows, test, "test"),
         }
+        eligible = len(tasks["test"])
         if self.state == "ww":
             tasks = draw(tasks["test"], seed, 0, 0)
-            train = refit = exists
-        else:
-            refit = exists
-            train = exists.copy()
-            if self.state[0] == "c":
-                train &= ~fresh[rows.user]
-            if self.state[1] == "c":
-                train &= ~late[rows.item]
         return self._split(rows, seed, {"valid": valid, "test": test}, tasks,
-                           {"valid": train, "test": refit})  # fmt: skip
+                           {"valid": train, "test": exists}, eligible)  # fmt: skip
 
     def _cold_users(self, rows: Rows, seed: int) -> Mask:
         if rows.cold_user is not None:
@@ -120,6 +119,14 @@ class FourStates(UserCold):
             return rows.cold_item
         assert rows.item_value is not None, "prepare reads it"
         return rows.item_value > self.item_last
+
+    def _fresh(self, exists: Mask, seed: int) -> Mask:
+        """A tenth of the existing users."""
+        there = np.flatnonzero(exists)
+        fresh = np.zeros(len(exists), dtype=bool)
+        chosen = np.random.default_rng(seed + 1).permutation(there)
+        fresh[chosen[: round(_VALID_USERS * len(there))]] = True
+        return fresh
 
     def _latest(self, rows: Rows, exists: Mask, seed: int) -> Mask:
         """The latest fifth of the existing items; ties by a seeded hash."""
@@ -149,12 +156,15 @@ class FourStates(UserCold):
 
     def _split(
         self, rows: Rows, seed: int, state: dict[str, Mask], tasks: dict[str, Ints],
-        train: dict[str, Mask],
+        train: dict[str, Mask], eligible: int,
     ) -> Split:  # fmt: skip
-        """The files: a task's rows in hashed order, the first ``query_size`` are its query."""
+        """The files: a task's rows in hashed order, the first ``query_size`` are its query.
+
+        No query is trained on before valid, test's never.
+        """
         order = np.lexsort((pair_hash(rows, seed), rows.user))
         files: dict[str, Ints] = {}
-        query = np.zeros(len(rows.user), dtype=bool)
+        query = {phase: np.zeros(len(rows.user), dtype=bool) for phase in tasks}
         support: dict[str, Mask] = {}
         for phase, users in tasks.items():
             of_task = np.zeros(len(rows.user_key), dtype=bool)
@@ -164,11 +174,12 @@ class FourStates(UserCold):
             start = np.searchsorted(user, user)
             held = np.arange(len(inside)) - start < self.held_out
             files[phase], files[f"support_{phase}"] = inside[held], inside[~held]
-            query[inside[held]] = True
+            query[phase][inside[held]] = True
             support[phase] = np.zeros(len(rows.user), dtype=bool)
             support[phase][inside[~held]] = True
+        hidden = {"valid": query["valid"] | query["test"], "test": query["test"]}
         for phase, name in (("valid", "train"), ("test", "refit")):
-            kept = (train[phase] & ~query) | support[phase]
+            kept = (train[phase] & ~hidden[phase]) | support[phase]
             files[f"{name}_{self.support_sizes[0]}"] = order[kept[order]]
         names = {"valid": "train_{k}", "test": "refit_{k}"}
-        return Split(files, names, tasks, {}, len(tasks["test"]), len(rows.user_key))
+        return Split(files, names, tasks, {}, eligible, len(rows.user_key))
