@@ -247,6 +247,52 @@ def test_global_episodes_end_at_the_cut(make_world) -> None:
         assert not met & late
 
 
+@pytest.mark.parametrize("settings", [CURVE, CURVE | {"order": "random"}])
+def test_a_part_of_the_query_may_be_drawn(stage, settings) -> None:
+    """At most so many of its rows, other ones in every epoch; nothing else changes."""
+    here = stage("user_cold_curve", **settings)
+    whole = loader(here, 100)
+    for size in (1, 2, 3, 9):
+        part = EpisodeDataLoader(here.dataset, 100, 3, size)
+        part.load_state_dict(whole.state_dict())
+        before, after = next(iter(whole)), next(iter(part))
+        for name in set(before.interaction) - {"query_item", "query_label", "query_mask"}:
+            assert torch.equal(before[name], after[name]), name
+        for row in range(len(before["task"])):
+            all_of, some = (Episode(here, batch, row).pairs["query"] for batch in (before, after))
+            assert len(set(some)) == len(some) == min(size, len(all_of))
+            assert set(some) <= set(all_of)
+    part = EpisodeDataLoader(here.dataset, 100, 3, 1)
+    first = [tuple(e.items("query")[0] for e in epoch(here, part)) for _ in range(3)]
+    assert len(set(first)) == 3
+
+
+def test_drawn_rows_of_a_query_are_all_as_likely(stage) -> None:
+    here = stage("user_cold_curve", **CURVE)
+    history = histories()
+    part = EpisodeDataLoader(here.dataset, 100, 3, 2)
+    places = [
+        [item for item, _ in history[episode.user]].index(item)
+        for _ in range(40)
+        for episode in epoch(here, part)
+        if len(history[episode.user]) >= 7
+        for item in episode.items("query")
+    ]
+    shares = [places.count(place) / len(places) for place in (4, 5, 6)]
+    assert sum(shares) == pytest.approx(1) and max(abs(share - 1 / 3) for share in shares) < 0.04
+
+
+@pytest.mark.parametrize("settings", [CURVE, CURVE | {"order": "random"}])
+def test_all_that_a_user_has_comes_along(stage, settings) -> None:
+    here = stage("user_cold_curve", **settings)
+    history = histories()
+    for batch in loader(here):
+        for row, user in enumerate(here.dataset.id2token("user_id", batch["task"].numpy())):
+            items = batch["history_item"][row]
+            found = here.dataset.id2token("item_id", items[items > 0].numpy())
+            assert sorted(found) == sorted(item for item, _ in history[user])
+
+
 @pytest.fixture(scope="module")
 def held(make_states):
     """The test stage of each state over dated items."""

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from recbole_meta.choice import choose_model
-from recbole_meta.data import prepare as module
 from recbole_meta.data.features import Field, FieldEmbedding, read_fields
-from recbole_meta.data.prepare import DataFields, prepare, read_protocol
+from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.data.warm import warm_users
 from recbole_meta.stage import Stage, load_stage
@@ -19,9 +18,10 @@ FIELDS = {  # 'type' is a method of every torch module, too
     "user": {"type": "token", "tags": "token_seq", "age": "float", "place": "float_seq"},
     "item": {"kind": "token", "words": "token_seq", "price": "float", "colour": "float_seq"},
 }
-PAGE = DataFields(
-    "user_id", "item_id", "rating", "timestamp", tuple(FIELDS["user"]), tuple(FIELDS["item"])
-)
+PAGE = [
+    "rating: rating",
+    *(f"{side}_features: [{', '.join(kinds)}]" for side, kinds in FIELDS.items()),
+]
 ROWS = [
     (f"u{u:02}", f"i{(u + 3 * i) % 8}", 1 + (u * i) % 5, 100 * u + i)
     for u in range(20)
@@ -49,10 +49,9 @@ def fields(tmp_path_factory) -> Callable[[list[tuple], Values, Values], Stage]:
             kinds = "\t".join(f"{name}:{kind}" for name, kind in FIELDS[side].items())
             text = [f"{token}\t" + "\t".join(values) for token, values in known.items()]
             write(folder / "toy" / f"toy.{side}", [f"{side}_id:token\t{kinds}", *text])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "read_fields", lambda name: PAGE)
-            protocol = read_protocol("user_cold_5_rating", shots=2)
-            path = prepare("toy", protocol, "user_cold_5_rating", folder, folder / "prepared")
+        write(folder / "toy" / "toy.yaml", PAGE)
+        protocol = read_protocol("user_cold_5_rating", shots=2)
+        path = prepare("toy", protocol, "user_cold_5_rating", folder, folder / "prepared")
         return stage_of(open_prepared(path))
 
     return make

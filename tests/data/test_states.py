@@ -272,14 +272,11 @@ def test_users_are_cold_by_chance(share: float, n_cold: int) -> None:
 
 
 def test_items_up_to_the_last_value_exist() -> None:
-    value = np.arange(24.0) % 18
-    rows = replace(table(60, seed=4), item_value=value)
-    split = four_states(state="wc").apply(rows)
-    refit = set(pairs(rows, split.files["refit_10"])) - set(
-        pairs(rows, split.files["support_test"])
-    )
-    assert value[[item for _, item in refit]].max() == 10
-    assert value[rows.item[split.files["test"]]].min() == 11
+    rows = replace(table(60, seed=4), item_value=np.arange(24.0))
+    found = files(four_states(state="wc", query_size=1, least=2, most=99), rows)
+    warm = set(found["refit_98"]) - set(found["support_test"])
+    assert {item for _, item in warm} == set(range(11))
+    assert {item for _, item in found["test"]} == set(range(11, 24))
 
 
 def test_which_items_of_the_last_year_are_late_is_chance() -> None:
@@ -560,7 +557,7 @@ FILES = [("valid", "train_7"), ("test", "refit_7")]
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(("phase", "name"), FILES)
-def test_an_unchanged_folder_passes_and_one_with_a_query_pair_does_not(
+def test_a_folder_whose_rows_are_those_written_passes(
     prepared, spoil, state: str, phase: str, name: str
 ) -> None:
     prepared[state].check_leaks()
@@ -715,8 +712,10 @@ def test_newest_accounts_and_latest_films_of_ml_1m_are_cold(data_path, tmp_path)
     assert len(catalogue) == 3706 and len(catalogue - named["item"]) == 31
     asked, warm = folder.rows("test"), folder.warm_rows("test")
     assert len(asked) == 10 * len(tasks)
-    existing = set(warm["user"]), set(warm["item"])
-    assert existing[0] == named["user"] - cold["user"]
-    assert not {*asked["item"], *existing[1]} & cold["item"]
-    allowed = catalogue - cold["item"]  # 3 of the 31 are later; a few no existing user rated
-    assert existing[1] < allowed and 3 <= len(allowed - existing[1]) < 30
+    assert set(warm["user"]) == named["user"] - cold["user"]
+    assert not {*asked["item"], *warm["item"]} & cold["item"]
+    file = path / f"{path.name}.item"
+    lines = [line.split("\t") for line in file.read_text(encoding="utf-8").strip().split("\n")[1:]]
+    year = {line[0]: int(line[2]) for line in lines}
+    assert max(year[item] for item in {*asked["item"], *warm["item"]}) == 1997
+    assert set(warm["item"]) - named["item"]
