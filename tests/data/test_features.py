@@ -50,7 +50,7 @@ def fields(tmp_path_factory) -> Callable[[list[tuple], Values, Values], Stage]:
             text = [f"{token}\t" + "\t".join(values) for token, values in known.items()]
             write(folder / "toy" / f"toy.{side}", [f"{side}_id:token\t{kinds}", *text])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "read_fields", lambda name: PAGE)
+            patch.setattr(module, "read_fields", lambda name, source: PAGE)
             protocol = read_protocol("user_cold_5_rating", shots=2)
             path = prepare("toy", protocol, "user_cold_5_rating", folder, folder / "prepared")
         return stage_of(open_prepared(path))
