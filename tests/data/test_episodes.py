@@ -136,6 +136,8 @@ def test_shots_are_as_likely(stage) -> None:
     here = stage("user_cold_curve", **CURVE)
     episodes = loader(here)
     drawn = [len(e.pairs["support"]) for _ in range(60) for e in epoch(here, episodes)]
+    batch = next(iter(loader(here, 100)))  # each user has a k of its own
+    assert set(batch["support_mask"].sum(1).int().tolist()) == {0, 1, 3}
     shares = [drawn.count(k) / len(drawn) for k in (0, 1, 3)]
     assert len(drawn) > 900 and min(shares) > 0.29 and max(shares) < 0.38
 

@@ -253,11 +253,12 @@ def test_the_seed_changes_users_and_queries_and_split_is_added_to_it(state: str)
     queries = [{pair for pair in found["test"] if pair[0] in both} for found in (one, two)]
     assert both and queries[0] != queries[1]
     given = replace(rows, cold_user=np.arange(60) % 5 == 0)
-    users = [
-        {user for user, _ in files(four_states(state=state, seed=seed), given)["test"]}
-        for seed in (3, 4)
-    ]
-    assert (users[0] == users[1]) == (state != "ww")
+    one, two = (files(four_states(state=state, seed=seed), given) for seed in (3, 4))
+    users = {
+        phase: [{user for user, _ in found[phase]} for found in (one, two)] for phase in PHASES
+    }
+    assert (users["test"][0] == users["test"][1]) == (state != "ww")
+    assert (users["valid"][0] == users["valid"][1]) == (state == "wc")  # all who exist
 
 
 @pytest.mark.parametrize(("share", "n_cold"), [(0.8, 12), (0.5, 30), (0.9, 6)])
