@@ -5,7 +5,8 @@ dataset and loaders.
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,20 @@ def stage_config(
     return recbole_config(choice.cls, prepared.name, files, values, device)
 
 
+@contextmanager
+def _reading(choice: ModelChoice, prepared: Prepared) -> Iterator[None]:
+    """What RecBole raises while it reads names the model and the prepared folder."""
+    try:
+        yield
+    except RecboleMetaError:
+        raise
+    except Exception as error:
+        raise RecboleMetaError(
+            f"{choice.name}: RecBole cannot read the prepared folder {prepared.path}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def load_stage(
     choice: ModelChoice,
     prepared: Prepared,
@@ -85,40 +100,22 @@ def load_stage(
     device: str = "cpu",
 ) -> Stage:
     """Read the training file of (phase, k) and the phases that are judged from it, as RecBole
-    does; what it raises names the model and the prepared folder.
+    does.
     """
-    try:
-        return _load(choice, prepared, phase, k, seed, settings, device)
-    except RecboleMetaError:
-        raise
-    except Exception as error:
-        raise RecboleMetaError(
-            f"{choice.name}: RecBole cannot read the prepared folder {prepared.path}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _load(
-    choice: ModelChoice,
-    prepared: Prepared,
-    phase: str,
-    k: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    device: str,
-) -> Stage:
     start = time.perf_counter()
-    config = stage_config(choice, prepared, phase, k, seed, settings, device)
-    if prepared.feedback == "implicit":
-        _check_histories(prepared, {prepared.train_name(phase, k), *_judged_from(prepared, phase)})
-    with contained():
-        from recbole.data import create_dataset, data_preparation
-        from recbole.utils import init_seed
+    with _reading(choice, prepared):
+        config = stage_config(choice, prepared, phase, k, seed, settings, device)
+        judged_from = _judged_from(prepared, phase)
+        if prepared.feedback == "implicit":
+            _check_histories(prepared, {prepared.train_name(phase, k), *judged_from})
+        with contained():
+            from recbole.data import create_dataset, data_preparation
+            from recbole.utils import init_seed
 
-        init_seed(config["seed"], config["reproducibility"])
-        dataset = create_dataset(config)
-        loaders = data_preparation(config, dataset)
-    named = dict(zip(_judged_from(prepared, phase), loaders[1:], strict=True))
+            init_seed(config["seed"], config["reproducibility"])
+            dataset = create_dataset(config)
+            loaders = data_preparation(config, dataset)
+    named = dict(zip(judged_from, loaders[1:], strict=True))
     train = loaders[0]._dataset
     tasks = ", ".join(f"{len(prepared.tasks(phase))} {phase}" for phase in named)
     _log.info(

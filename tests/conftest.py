@@ -1,5 +1,6 @@
 """Where the tests find data: RecBole's ml-100k, the data sets of RECBOLE_META_DATA, made worlds."""
 
+import errno
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -80,3 +81,23 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> Callable[[int], list[int]]:
+    """``full_disk(n)``: after n files the disk is full; the list has a handle per file tried."""
+    fsync = os.fsync
+
+    def fill(files_that_fit: int) -> list[int]:
+        calls: list[int] = []
+
+        def full(handle: int) -> None:
+            calls.append(handle)
+            if len(calls) > files_that_fit:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        return calls
+
+    return fill

@@ -1,9 +1,7 @@
 """The files of a run: whole, of one run, and not replaced without a word."""
 
-import errno
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 
@@ -87,17 +85,9 @@ def test_only_one_writes_at_a_time(write):
 
 
 @pytest.mark.parametrize("files_that_fit", [0, 1])
-def test_a_full_disk_is_named_and_leaves_no_half_run(write, tmp_path, monkeypatch, files_that_fit):
-    fsync, calls = os.fsync, []
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > files_that_fit:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(handle)
-
+def test_a_full_disk_is_named_and_leaves_no_half_run(write, monkeypatch, full_disk, files_that_fit):
     folder = write()
-    monkeypatch.setattr(os, "fsync", full)
+    full_disk(files_that_fit)
     with pytest.raises(DataError, match=rf"Cannot write the run {folder}: .*No space left"):
         write(0.3)
     assert not list(folder.glob(".*")) and not (folder / "result.json").exists()

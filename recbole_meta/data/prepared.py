@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_meta.data.prepare import FORMAT, LABEL, AtomicFile, DataFields, digest, sha256
+from recbole_meta.data.atomic import AtomicFile
+from recbole_meta.data.prepare import FORMAT, LABEL, DataFields, digest, sha256
 from recbole_meta.errors import DataError, LeakError, nearest
 from recbole_meta.settings import load_yaml, read_settings
 

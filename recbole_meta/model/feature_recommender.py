@@ -59,7 +59,7 @@ class FeatureRecommender(MetaRecommender):
         known_users = torch.zeros(self.n_users, dtype=torch.bool)
         known_users[torch.from_numpy(warm.ids)] = True
         self.register_buffer("pool", known_items.nonzero().squeeze(-1))
-        self.label_mean = float(warm.target.mean()) if self.judged == "rating" else 0.0
+        self.keep("label_mean", warm.target.mean() if self.judged == "rating" else 0.0)
         size, std = settings.embedding_size, settings.embedding_std
         self.item_embedding = FieldEmbedding(
             read_fields(dataset, self.ITEM_ID, known_items, settings.item_id, settings.item_fields),

@@ -185,14 +185,14 @@ def test_two_processes_at_once_make_one_folder(sample_path, tmp_path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from recbole_meta.data import prepare as module
+from recbole_meta.data import atomic, prepare as module
 data, root = map(Path, sys.argv[1:])
-write_file = module.write_file
+write_file = atomic.write_file
 def killed(path, text):
     write_file(path, text[:100])
     if path.suffix == ".item":
         os.kill(os.getpid(), signal.SIGKILL)
-module.write_file = killed
+atomic.write_file = module.write_file = killed
 module.prepare("tiny", module.read_protocol("user_cold_5"), "user_cold_5", data, root)
 """
 
@@ -211,17 +211,11 @@ def test_what_a_killed_writer_left_does_not_matter(sample_path, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("files_that_fit", [0, 2, 6])
-def test_a_full_disk_leaves_nothing(sample_path, tmp_path, monkeypatch, files_that_fit) -> None:
+def test_a_full_disk_leaves_nothing(
+    sample_path, tmp_path, monkeypatch, full_disk, files_that_fit
+) -> None:
     protocol = read_protocol("user_cold_5")
-    fsync, calls = os.fsync, []
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > files_that_fit:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
+    calls = full_disk(files_that_fit)
     name = r"tiny-user_cold_5-[0-9a-f]{8}"
     with pytest.raises(DataError, match=rf"Cannot write the prepared folder .*/{name}: .*No space"):
         prepare("tiny", protocol, "user_cold_5", sample_path, tmp_path)
