@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from recbole_meta.checkpoint import Checkpoints
+from recbole_meta.checkpoint import Checkpoints, read_checkpoint
 from recbole_meta.choice import ModelChoice, model_page
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.errors import RecboleMetaError, SettingError
+from recbole_meta.evaluation.controls import Control
 from recbole_meta.evaluation.judge import Judge, Judged
 from recbole_meta.stage import Stage, load_stage
 from recbole_meta.tracking import versions
@@ -253,14 +254,34 @@ def _identity(
     }  # fmt: skip
 
 
+def load_learner(choice: ModelChoice, stage: Stage, path: Path) -> Trainer:
+    """The learner of a checkpoint that was written by a training on the stage's file."""
+    with contained():
+        trainer = Trainer(stage.config, choice.cls(stage.config, stage.dataset))
+        trainer.model.load_state_dict(read_checkpoint(path)["model"])
+        trainer.model.to(stage.config["device"]).eval()
+    return trainer
+
+
 def judge_learner(
-    trainer: Trainer, choice: ModelChoice, stage: Stage, phase: str, k: int
+    trainer: Trainer,
+    choice: ModelChoice,
+    stage: Stage,
+    phase: str,
+    k: int,
+    control: Control | None = None,
 ) -> Judged:
-    """The fitted learner, adapted to the first k rows of each task of a phase."""
+    """The fitted learner, adapted to the first k rows of each task of a phase, or to what a
+    control makes of them.
+    """
     dataset = stage.dataset
     tokens = dataset.field2token_id
     users, items = tokens[dataset.uid_field], tokens[dataset.iid_field]
-    trainer.model.observe(read_support(stage.prepared, phase, k, users, items))
+    model = trainer.model
+    model.observe(read_support(stage.prepared, phase, k, users, items))
+    if control is not None:
+        tasks = torch.tensor([users[user] for user in stage.prepared.tasks(phase)])
+        model.support = control(model.support, tasks.to(model.device))
     judge = Judge(stage.prepared, phase, k, dataset, choice.name)
     with contained():
         return judge_model(trainer, judge, stage.data[phase])

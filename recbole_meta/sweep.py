@@ -263,14 +263,17 @@ class Sweep:
         }
 
     def _trials(self, row: Row, search: Search) -> list[tuple[Path, Settings]]:
-        """The file and the settings of each trial of a row that trains."""
+        """The file and the settings of each trial of a row that trains; none without a choice."""
         folder = self.folder / "search" / search.setting / slug(row.name)
-        return [(folder / f"{_hash(t)}.json", t) for t in row.trials(search.trials)]
+        trials = row.trials(search.trials)
+        return [(folder / f"{_hash(t)}.json", t) for t in trials] if len(trials) > 1 else []
 
     def searched(self, row: Row, judging: Judging) -> Settings | None:
         """The best settings of a row that trains on valid; None while trials are missing."""
         search = self.benchmark.search_of(judging)
         files = [file for file, _ in self._trials(row, search)]
+        if not files:
+            return row.trials(1)[0]
         try:
             trials = [json.loads(file.read_text("utf-8")) for file in files]
         except (OSError, ValueError):

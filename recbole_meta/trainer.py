@@ -60,6 +60,10 @@ class Trainer(recbole.trainer.Trainer):
             self._resume(train_data)
             while not self._is_over():
                 self._one_epoch(train_data)
+            if self._best is None and self.checkpoints is not None:
+                self.checkpoints.write(
+                    "best", {"epoch": self.best_epoch, "model": self.model.state_dict()}
+                )
             if self._best is not None:
                 self.model.load_state_dict(self._best)
             self.model.eval()

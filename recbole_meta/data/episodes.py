@@ -3,7 +3,8 @@ r"""Training episodes of warm users, drawn anew in every epoch, that imitate the
 Where the protocol has a reserve: support = the first k rows of the user, k drawn from the shots
 that are judged, query = the rows in the query's position; under order ``random`` a user's rows are
 shuffled first. Where it holds out a number of rows of each task: query = that many random rows,
-support = at most ``shots`` of the others.
+support = the others, as far as a task may have them; of a user who has more than that, as many as
+some task of valid has.
 
 A batch is an Interaction of T episodes: ``task`` [T] ids of users, ``support_*`` [T, S] and
 ``query_*`` [T, Q] (``item``, ``label``, ``mask``), ``barred_item`` [T, R] (0: none) what cannot be
@@ -128,17 +129,20 @@ class _Reserve:
 
 
 class _Held:
-    """A number of random rows is the query, at most so many others are the support."""
+    """A number of random rows is the query, others are the support, as many as a task has."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.held, self.most = prepared.held_out, max(prepared.shots)
         self.least = self.held + 1
+        rows = prepared.support("valid", self.most)
+        self.sizes = rows.groupby("user", sort=False).size().to_numpy(dtype=np.int64)
 
     def episodes(self, histories: Histories, users: Ints, rng: np.random.Generator) -> Interaction:
         """Episodes of these users."""
         item, label = histories.shuffled(users, rng)
-        length = histories.length[users]
-        stop = np.minimum(length - self.held, self.most)
+        others = histories.length[users] - self.held
+        drawn = np.minimum(rng.choice(self.sizes, len(users)), self.most)
+        stop = np.where(others > self.most, drawn, others)
         support = slice(self.held, self.held + int(stop.max()))
         width = support.stop - support.start
         held = np.ones((len(users), self.held), dtype=bool)

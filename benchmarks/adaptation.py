@@ -1,0 +1,195 @@
+"""Does a learner use its support, and how many inner steps does it need?
+
+The learners that a benchmark trained are judged on test once more, without training:
+
+- ``steps``: with 0 to 10 inner steps, where they take any;
+- ``controls``: with shuffled labels of the support, another user's support, an empty one. The loss
+  is paired over users: the mean of (its own support - control), above zero: the support helped.
+
+    python benchmarks/adaptation.py engine --json results/engine/adaptation.json
+    python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
+
+The benchmark must have run: its runs hold the trained models. Beside the JSON a page is written.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_meta.benchmark import Judging, Row, read_benchmark
+from recbole_meta.choice import choose_model
+from recbole_meta.evaluation.controls import CONTROLS, Control
+from recbole_meta.evaluation.metrics import sign
+from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
+from recbole_meta.fitting import judge_learner, load_learner, valid_metric
+from recbole_meta.stage import load_stage
+from recbole_meta.sweep import Sweep, slug
+
+STEPS = range(11)
+
+
+class Learner:
+    """A trained learner of one split."""
+
+    def __init__(self, sweep: Sweep, judging: Judging, split: int, row: Row) -> None:
+        self.choice, self.prepared = choose_model(row.model), sweep.prepared(judging, split)
+        folder = sweep.folder / judging.name / str(split)
+        chosen = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))["chosen"]
+        settings = next(iter(chosen.values()))  # one training for all k
+        seed = sweep.benchmark.seed
+        self.stage = load_stage(
+            self.choice, self.prepared, "test", self.prepared.shots[0], seed, settings
+        )
+        training = folder / "training" / slug(row.name)
+        again = training / "refit" / "best.pt"
+        path = again if again.is_file() else training / "best.pt"
+        self.trainer = load_learner(self.choice, self.stage, path)
+        self.metric = valid_metric(self.prepared).name
+
+    @property
+    def steps(self) -> int | None:
+        """The inner steps that it was trained with; None: it takes none."""
+        return getattr(self.trainer.model.settings, "inner_steps", None)
+
+    def one_label(self, k: int) -> bool:
+        """Whether all examples of all supports have the same label."""
+        self.judged(k)
+        support = self.trainer.model.support
+        return len(support.label[support.mask > 0].unique()) == 1
+
+    def judged(self, k: int, steps: int | None = None, control: Control | None = None) -> Any:
+        """The metric of each test task."""
+        model = self.trainer.model
+        trained = model.settings
+        if steps is not None:
+            model.settings = replace(trained, inner_steps=steps)
+        found = judge_learner(self.trainer, self.choice, self.stage, "test", k, control)
+        model.settings = trained
+        return found.metrics[found.primary][self.metric]
+
+
+def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]]:
+    """Every figure of one learner on one entry, over its splits."""
+    learners = [Learner(sweep, judging, split, row) for split in judging.splits]
+    about = {"entry": judging.name, "model": row.name, "metric": learners[0].metric}
+    for k in learners[0].prepared.shots:
+        own = np.concatenate([learner.judged(k) for learner in learners])
+        if learners[0].steps is not None:
+            for n in STEPS:
+                values = np.concatenate([learner.judged(k, steps=n) for learner in learners])
+                yield about | {
+                    "k": k,
+                    "steps": n,
+                    "trained": learners[0].steps,
+                    "mean": mean(values),
+                }
+        if k == 0:
+            continue
+        for name, control in CONTROLS.items():
+            if name == "shuffled" and all(learner.one_label(k) for learner in learners):
+                continue  # a ranking's support without negatives
+            values = np.concatenate(
+                [learner.judged(k, control=partial(control, seed=0)) for learner in learners]
+            )
+            direction = sign(about["metric"])
+            gain = paired_gain(direction * own, direction * values)
+            yield about | {
+                "k": k, "control": name, "own": mean(own), "mean": mean(values),
+                "gain": round(gain.mean, 4), "low": round(gain.low, 4), "high": round(gain.high, 4),
+                "p": wilcoxon_p(own, values),
+            }  # fmt: skip
+
+
+def mean(values: Any) -> float:
+    return round(float(np.nanmean(values)), 4)
+
+
+def page(name: str, found: list[dict[str, Any]]) -> str:
+    """The figures as tables, one of steps and one of controls per entry."""
+    lines = [
+        f"# {name}: what the support does",
+        "",
+        f"Made by `python benchmarks/adaptation.py {name}` from the benchmark's trained models; all",
+        "figures are in `adaptation.json`. Test tasks of all splits.",
+        "",
+        "Steps: **bold** as trained. Controls: how much better a learner is with its own support;",
+        "`*`: p < .01 (Wilcoxon over users, Holm over this page): without it the support was not",
+        "used; no figure: all labels are the same, so nothing is to shuffle.",
+    ]
+    for entry in dict.fromkeys(row["entry"] for row in found):
+        here = [row for row in found if row["entry"] == entry]
+        metric = here[0]["metric"]
+        lines += ["", f"## {entry}: {metric} after n inner steps", ""]
+        lines += table("n = ", "steps", STEPS, here, step_cell)
+        lines += ["", f"## {entry}: {metric}, and gain over a control", ""]
+        lines += table("", "control", ["own", *CONTROLS], here, control_cell)
+    return "\n".join(lines) + "\n"
+
+
+def table(
+    label: str,
+    key: str,
+    columns: Sequence[Any],
+    rows: list[dict[str, Any]],
+    cell: Callable[[dict[str, Any]], str],
+) -> list[str]:
+    """A row per model and k; ``key`` tells the column of a figure."""
+    names = [f"{label}{column}" for column in columns]
+    lines = ["| model | k | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    figures = [row for row in rows if key in row]
+    for model, k in dict.fromkeys((row["model"], row["k"]) for row in figures):
+        mine = [row for row in figures if (row["model"], row["k"]) == (model, k)]
+        shown = {row[key]: cell(row) for row in mine} | {"own": f"{mine[0].get('own', 0):.3f}"}
+        cells = [shown.get(column, "") for column in columns]
+        lines.append(f"| {model} | {k} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def step_cell(row: dict[str, Any]) -> str:
+    mean = f"{row['mean']:.3f}"
+    return f"**{mean}**" if row["steps"] == row["trained"] else mean
+
+
+def control_cell(row: dict[str, Any]) -> str:
+    star = "*" if row["p_holm"] < 0.01 else ""
+    return f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]{star}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark")
+    parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--prepared_path", default="dataset/prepared")
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    benchmark = read_benchmark(options.benchmark)
+    sweep = Sweep(benchmark, options.data_path, options.prepared_path, Path(options.runs))
+    found = []
+    for judging in benchmark.settings:
+        for row in benchmark.trained_rows:
+            if choose_model(row.model).ours and judging.trained_from == judging.name:
+                found += examine(sweep, judging, row)
+                print(f"{judging.name}, {row.name}: done", flush=True)
+    tested = {i: row["p"] for i, row in enumerate(found) if "p" in row}
+    for i, p in holm(tested).items():
+        found[i] |= {"p": float(f"{found[i]['p']:.3g}"), "p_holm": float(f"{p:.3g}")}
+    text = page(benchmark.name, found)
+    print(text)
+    if options.json:
+        path = Path(options.json)
+        path.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n", "utf-8")
+        path.with_suffix(".md").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
