@@ -116,7 +116,7 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
     lines = [
         f"# {name}: what the support does",
         "",
-        f"Made by `python benchmarks/adaptation.py {name}` from the benchmark's trained models; all",
+        f"Made by `benchmarks/adaptation.py {name}` from the trained models of the benchmark; all",
         "figures are in `adaptation.json`. Test tasks of all splits.",
         "",
         "Steps: **bold** as trained. Controls: how much better a learner is with its own support;",

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from recbole_meta import trainer as module
-from recbole_meta.checkpoint import Checkpoints, read_checkpoint
+from recbole_meta.checkpoint import Checkpoints, finish, read_checkpoint
 from recbole_meta.choice import choose_model
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.errors import DataError
-from recbole_meta.fitting import fit_learner
+from recbole_meta.evaluation.controls import empty, shuffled, swapped
+from recbole_meta.fitting import fit_learner, judge_learner, load_learner
 from recbole_meta.quick_start import run
 from recbole_meta.stage import load_stage
 
@@ -140,6 +141,38 @@ def test_a_fixed_number_of_epochs_is_not_judged(train):
     found = train(stop_after=2)
     assert len(found.history) == found.best_epoch == 2
     assert all("valid" not in entry for entry in found.history)
+
+
+@pytest.mark.parametrize("stop_after", [None, 2])
+@pytest.mark.parametrize("name", ["MAML", "MetaSGD", "CNP"])
+def test_a_trained_learner_is_read_again_and_judged_the_same(
+    train, prepared, tmp_path, name, stop_after
+):
+    """Chosen by valid, or after a fixed number of epochs."""
+    choice, settings = choose_model(name), SMALL
+    trainer = train(name, tmp_path, stop_after)
+    finish(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+    stage = load_stage(choice, prepared, "test", 0, 5, settings)
+    again = load_learner(choice, stage, tmp_path / "best.pt")
+    assert bits(again) == bits(trainer) and not again.model.training
+    for k in (0, 3):
+        one, two = (judge_learner(t, choice, stage, "test", k).arrays for t in (trainer, again))
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["MAML", "CNP"])
+def test_a_control_is_judged_in_place_of_the_support(train, prepared, name):
+    choice, trainer = choose_model(name), train(name, support_negatives=2)
+    stage = load_stage(choice, prepared, "test", 0, 5, SMALL | {"support_negatives": 2})
+
+    def scores(k, control=None):
+        return judge_learner(trainer, choice, stage, "test", k, control).arrays["topk_score"]
+
+    assert np.allclose(scores(3, empty), scores(0), atol=1e-6)
+    for control in (shuffled, swapped):
+        assert not np.allclose(scores(3, control), scores(3), atol=1e-6)
+        assert not np.allclose(scores(3, control), scores(0), atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(train, monkeypatch):
