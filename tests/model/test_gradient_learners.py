@@ -127,7 +127,7 @@ def test_ratings(float64, folders, name, steps, order):
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize(("kind", "loss"), [("rating", "mae"), ("label", "bce")])
 def test_other_losses_of_rows(float64, folders, name, kind, loss):
-    model, batch = made(folders, kind, name, inner_steps=2, loss=loss)
+    model, batch = made(folders, kind, name, inner_steps=2, loss=loss, inner_loss=loss)
     rates = (lambda key: model.rates[key]) if name == "MetaSGD" else None
     everything = lambda key: True  # noqa: E731
     compare(model, batch, loss, 2, 2, ADAPTS.get(name, everything), rates)
@@ -138,7 +138,8 @@ def test_other_losses_of_rows(float64, folders, name, kind, loss):
 @pytest.mark.parametrize("name", LEARNERS[:3])
 def test_rankings(float64, folders, name, loss, negatives):
     """Support with sampled negatives; the query against the catalogue, or sampled ones."""
-    model, batch = made(folders, "implicit", name, loss=loss, query_negatives=negatives)
+    losses = {"loss": loss, "inner_loss": loss}
+    model, batch = made(folders, "implicit", name, **losses, query_negatives=negatives)
     shots = model._examples(batch, "support").mask.sum(1)
     assert {int(k) for k in shots} == {0, 1, 3}, "every k is among the tasks"
     rates = (lambda key: model.rates[key]) if name == "MetaSGD" else None
@@ -147,7 +148,8 @@ def test_rankings(float64, folders, name, loss, negatives):
 
 
 def test_without_fields_of_users(float64, folders):
-    model, batch = made(folders, "rating", "MAML", user_fields=False, item_fields=False)
+    fields = {"user_fields": False, "item_fields": False}
+    model, batch = made(folders, "rating", "MAML", inner_loss="mae", **fields)
     assert model.encode_tasks(torch.arange(3)).shape == (3, 0)
     compare(model, batch, "mae")
 
@@ -155,6 +157,18 @@ def test_without_fields_of_users(float64, folders):
 def test_no_step_is_the_prior(float64, folders):
     model, batch = made(folders, "rating", "MAML", inner_steps=0)
     compare(model, batch, "mae", steps=0)
+
+
+@pytest.mark.parametrize(
+    ("judged", "name"), [("rating", "mse"), ("label", "bce"), ("implicit", "bce")]
+)
+def test_the_inner_loss_is_by_what_is_judged(float64, folders, judged, name):
+    learner, batch = made(folders, judged, "MAML")
+    named, _ = made(folders, judged, "MAML", inner_loss=name)
+    torch.manual_seed(0)
+    loss = learner.calculate_loss(batch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss, named.calculate_loss(batch))
 
 
 @pytest.mark.parametrize("name", LEARNERS[:3])

@@ -19,13 +19,14 @@ from recbole_meta.model.meta_recommender import State
 from recbole_meta.model.mlp import deeper, make_mlp, task_part
 from recbole_meta.settings import Count, Positive, Size
 
+_LOSS_OF = {"implicit": "bce", "rating": "mse", "label": "bce"}  # of the support
 _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 
 
 @dataclass(frozen=True)
 class MAMLSettings(LearnerSettings):
     hidden_size: tuple[Size, ...]  # of the perceptron
-    inner_loss: Literal["mse", "mae", "bce", "softmax"] | None  # of the support; ~: as the query's
+    inner_loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: bce, mse, bce
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
     order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
@@ -48,8 +49,7 @@ class MAML(FeatureRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        inner = self.settings.inner_loss
-        self.inner_loss = LOSSES[inner] if inner else self.loss_function
+        self.inner_loss = LOSSES[self.settings.inner_loss or _LOSS_OF[self.judged]]
         self.prior = make_mlp(
             self.user_embedding.size, self.item_embedding.size, self.settings.hidden_size
         )
