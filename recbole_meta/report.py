@@ -264,18 +264,30 @@ class Section:
 
 
 def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any]) -> str:
-    """On what the settings of a section's rows were chosen; RecBole's rows had another choice."""
-    said = f"Ours: at most {file['trials']} trials per k and split, on valid by this query."
-    if all(row["group"] != "recbole" for row in section.rows):
+    """On what the settings of a section's rows were chosen; what trains had another choice."""
+    trained = {row["name"] for row in file["trained"]["rows"]}
+    here = {row["model"]: row["group"] for row in section.rows if row["model"] in trained}
+    ours = any(group != "recbole" for group in here.values())
+    said = (
+        f"{'Closed forms' if ours else 'Ours'}: at most {file['trials']} trials per k and split, "
+    )
+    said += "on valid by this query."
+    if not here:
         return said
     name = section.judging["name"]
     by_name = {other.judging["name"]: other for other in sections}
     source = section.judging.get("trained_from", name)
     order = by_name[source].order
     search = next(s for s in file["trained"]["searches"] if by_name[s["setting"]].order == order)
-    said += (
-        f" RecBole's models: one search of {search['trials']} trials at k = {search['shots']}, "
-        f"on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
+    kinds = []
+    if "recbole" in here.values():
+        kinds.append(f" RecBole's models: one search of {search['trials']} trials at k = "
+                     f"{search['shots']}")  # fmt: skip
+    if ours:
+        number = f"one search of {search['trials']} trials, " if not kinds else ""
+        kinds.append(f" {'l' if kinds else 'L'}earners that train: {number}by the mean over k")
+    said += ";".join(kinds) + (
+        f", on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
     )
     if search["setting"] != source:
         said += f"; `{search['setting']}` sees users and rows that the splits here hold back"

@@ -271,6 +271,29 @@ def test_it_is_said_on_what_the_settings_were_chosen(tree):
     )
 
 
+def test_it_is_said_how_learners_that_train_were_searched(tree):
+    """Beside RecBole's models, and without them."""
+    tree.entry("time", [0])
+    some = spread(0.2, 2)
+    for model in ("Pop", "Ridge"):
+        tree.run(model, some, 0.3)
+    page = yaml.safe_load(tree.page.read_text("utf-8"))
+    page["trained"]["rows"].append({"name": "Ridge", "model": "Ridge"})
+    tree.page.write_text(yaml.safe_dump(page), "utf-8")
+    closed = "Closed forms: at most 7 trials per k and split, on valid by this query."
+    where = "on valid of split 0 of `time`, for all k and splits."
+    line = tree.table()[1].split("## ")[1].splitlines()[2]
+    assert line == (
+        f"{closed} Learners that train: one search of 3 trials, by the mean over k, {where}"
+    )
+    tree.run("BPR", some, 0.3)
+    line = tree.table()[1].split("## ")[1].splitlines()[2]
+    assert line == (
+        f"{closed} RecBole's models: one search of 3 trials at k = 5; learners that train: by the "
+        f"mean over k, {where}"
+    )
+
+
 def test_a_slice_that_only_a_later_split_has_is_shown(tree):
     tree.entry("time", [0, 1])
     later = {"u00": 0.25, "u01": 0.75}

@@ -26,7 +26,9 @@ _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 @dataclass(frozen=True)
 class MAMLSettings(LearnerSettings):
     hidden_size: tuple[Size, ...]  # of the perceptron
-    inner_loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: bce, mse, bce
+    inner_loss: (
+        Literal["mse", "mae", "bce", "softmax"] | None
+    )  # ~: by what is judged: bce, mse, bce
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
     order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
