@@ -3,8 +3,8 @@
 The learners that a benchmark trained are judged on test once more, without training:
 
 - ``steps``: with 0 to 10 inner steps, where they take any;
-- ``controls``: with shuffled labels of the support, another user's support, an empty one. The loss
-  is paired over users: the mean of (its own support - control), above zero: the support helped.
+- ``controls``: with shuffled labels of the support, another user's support, an empty one. The gain
+  is paired over users: the mean of (own support - control), above zero: the support helped.
 
     python benchmarks/adaptation.py engine --json results/engine/adaptation.json
     python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
@@ -16,7 +16,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +63,27 @@ class Learner:
         support = self.trainer.model.support
         return len(support.label[support.mask > 0].unique()) == 1
 
-    def judged(self, k: int, steps: int | None = None, control: Control | None = None) -> Any:
-        """The metric of each test task."""
+    def judged(
+        self, k: int, steps: int | None = None, control: Control | None = None
+    ) -> dict[str, float]:
+        """The metric of each test user."""
         model = self.trainer.model
         trained = model.settings
         if steps is not None:
             model.settings = replace(trained, inner_steps=steps)
         found = judge_learner(self.trainer, self.choice, self.stage, "test", k, control)
         model.settings = trained
-        return found.metrics[found.primary][self.metric]
+        values = found.metrics[found.primary][self.metric]
+        return dict(zip(found.arrays["task"].tolist(), values.tolist(), strict=True))
+
+
+def pooled(learners: Sequence[Learner], k: int, **how: Any) -> Any:
+    """The metric of each user, the mean over the splits in which he is judged, by name."""
+    of_user: dict[str, list[float]] = {}
+    for learner in learners:
+        for user, value in learner.judged(k, **how).items():
+            of_user.setdefault(user, []).append(value)
+    return np.array([np.mean(of_user[user]) for user in sorted(of_user)])
 
 
 def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]]:
@@ -80,7 +91,7 @@ def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]
     learners = [Learner(sweep, judging, split, row) for split in judging.splits]
     about = {"entry": judging.name, "model": row.name, "metric": learners[0].metric}
     for k in learners[0].prepared.shots:
-        own = np.concatenate([learner.judged(k) for learner in learners])
+        own = pooled(learners, k)
         if learners[0].steps is not None:
             for n in STEPS:
                 values = np.concatenate([learner.judged(k, steps=n) for learner in learners])
@@ -95,9 +106,7 @@ def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]
         for name, control in CONTROLS.items():
             if name == "shuffled" and all(learner.one_label(k) for learner in learners):
                 continue  # a ranking's support without negatives
-            values = np.concatenate(
-                [learner.judged(k, control=partial(control, seed=0)) for learner in learners]
-            )
+            values = pooled(learners, k, control=control)
             direction = sign(about["metric"])
             gain = paired_gain(direction * own, direction * values)
             yield about | {
@@ -117,7 +126,7 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
         f"# {name}: what the support does",
         "",
         f"Made by `benchmarks/adaptation.py {name}` from the trained models of the benchmark; all",
-        "figures are in `adaptation.json`. Test tasks of all splits.",
+        "figures are in `adaptation.json`. Test users, each the mean over his splits.",
         "",
         "Steps: **bold** as trained. Controls: how much better a learner is with its own support;",
         "`*`: p < .01 (Wilcoxon over users, Holm over this page): without it the support was not",

@@ -43,7 +43,7 @@ class Outcome:
     k: int
     valid: Judged
     test: Judged | None
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # fit, evaluate; fit_valid where test has its own training file
     settings: dict[str, Any]
     epochs: int = 0  # epochs of the judged model
     history: list[dict[str, float]] = field(default_factory=list)  # of each epoch, for learners
@@ -144,6 +144,8 @@ def _judge_learner(
     for k in prepared.shots:
         progress(f"k = {k}")
         judged, seconds = {}, {"fit": fitted["test"].seconds}
+        if fitted["test"] is not fitted["valid"]:
+            seconds["fit_valid"] = fitted["valid"].seconds
         for phase, stage in stages.items():
             start = time.perf_counter()
             judged[phase] = judge_learner(fitted[phase].trainer, choice, stage, phase, k)
@@ -310,7 +312,7 @@ def judge_recbole(
             stage = load_stage(choice, prepared, "test", k, seed, settings, device)
             start = time.perf_counter()
             trainer = _refit_recbole(choice, stage, k, epochs)
-            seconds = {"fit": time.perf_counter() - start}
+            seconds = {"fit": time.perf_counter() - start, "fit_valid": seconds["fit"]}
         start = time.perf_counter()
         with contained():
             judge = Judge(prepared, "test", k, stage.dataset, choice.name)

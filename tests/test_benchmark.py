@@ -50,7 +50,7 @@ PAGE = {
         ],
     },
 }
-N_UNITS = 2 + 1 + 2 * 2 + 2 * 2  # trials of EASE and BPR, our rows on two splits, RecBole's
+N_UNITS = 2 + 2 * 2 + 2 * 2  # trials of EASE, our rows on two splits, RecBole's
 
 
 def changed(**entries) -> dict:
@@ -235,6 +235,13 @@ def test_the_best_trial_on_valid_is_tested_for_each_k(done):
             assert len(set(scores)) > 1 or k == "0"
             chosen.append(str(best))
     assert len(set(chosen)) > 1, "the choice was not put to the test"
+
+
+def test_what_has_no_choice_is_not_searched(done):
+    assert not (done / "search" / "time" / "BPR").exists()
+    assert units_of(done)["time/0/BPR-k2.json"]["chosen"] == {
+        "2": PAGE["trained"]["rows"][1]["fixed"]
+    }
 
 
 def test_recboles_best_trial_on_valid_is_tested(done):

@@ -104,6 +104,14 @@ def test_the_folder_of_a_run(start, tmp_path):
     assert result["commit"] is None or len(result["commit"]) == 40
 
 
+@pytest.mark.parametrize("model", ["PriorRidge", "EASE"])
+def test_seconds_tell_of_both_fits_where_test_has_its_own_training_file(start, model):
+    found = start(model, "user_cold_global", **GLOBAL)
+    seconds = result_of(found["runs"][0])["seconds"]
+    assert seconds.keys() == {"fit", "fit_valid", "evaluate"}
+    assert all(0 < value < 60 for value in seconds.values())
+
+
 def test_the_arrays_of_a_ranking(start):
     found = start("Pop", "user_cold_curve", **CURVE)
     arrays, result = arrays_of(found["runs"][1]), result_of(found["runs"][1])
