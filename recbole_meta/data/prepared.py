@@ -106,11 +106,14 @@ class Prepared:
         return [other for other, name in about.items() if name == about[phase]]
 
     def support_in_train(self, phase: str) -> pd.DataFrame:
-        """The early rows of all tasks that are judged from the phase's training file."""
-        return pd.concat([self.early_rows(other) for other in self._phases_of(phase)])
+        """The early rows of the tasks that are judged from the phase's training file, where users
+        or items are cold. Known users' rows on known items are trained on like any other.
+        """
+        rows = pd.concat([self.early_rows(other) for other in self._phases_of(phase)])
+        return rows[:0] if self.description["settings"].get("state") == "ww" else rows
 
     def warm_rows(self, phase: str) -> pd.DataFrame:
-        """The rows of the phase's training file that are the support of no task."""
+        """The rows of the phase's training file that are not the support of a cold task."""
         rows = self.rows(self.train_name(phase, self.shots[0]))
         return rows[~_pairs(rows).isin(_pairs(self.support_in_train(phase)))]
 

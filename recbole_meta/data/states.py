@@ -14,8 +14,8 @@ its support.
   ones, its cold items the latest fifth; what is valid's is not trained on, the refit for test has
   it.
 - ``ww`` existing users on existing items: a fifth of the users in range for test, a tenth for
-  valid; only their query is held out of training (the paper judges on its training set), valid's
-  not out of the refit.
+  valid; only their query is held out of training, their support is trained on (the paper judges on
+  its training set); valid's query is not held out of the refit.
 """
 
 from dataclasses import dataclass
