@@ -57,9 +57,8 @@ class Learner:
         """The inner steps that it was trained with; None: it takes none."""
         return getattr(self.trainer.model.settings, "inner_steps", None)
 
-    def one_label(self, k: int) -> bool:
-        """Whether all examples of all supports have the same label."""
-        self.judged(k)
+    def one_label(self) -> bool:
+        """Whether all examples of all supports had the same label when it was judged last."""
         support = self.trainer.model.support
         return len(support.label[support.mask > 0].unique()) == 1
 
@@ -71,8 +70,10 @@ class Learner:
         trained = model.settings
         if steps is not None:
             model.settings = replace(trained, inner_steps=steps)
-        found = judge_learner(self.trainer, self.choice, self.stage, "test", k, control)
-        model.settings = trained
+        try:
+            found = judge_learner(self.trainer, self.choice, self.stage, "test", k, control)
+        finally:
+            model.settings = trained
         values = found.metrics[found.primary][self.metric]
         return dict(zip(found.arrays["task"].tolist(), values.tolist(), strict=True))
 
@@ -104,7 +105,7 @@ def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]
         if k == 0:
             continue
         for name, control in CONTROLS.items():
-            if name == "shuffled" and all(learner.one_label(k) for learner in learners):
+            if name == "shuffled" and all(learner.one_label() for learner in learners):
                 continue  # a ranking's support without negatives
             values = pooled(learners, k, control=control)
             direction = sign(about["metric"])
@@ -125,12 +126,12 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
     lines = [
         f"# {name}: what the support does",
         "",
-        f"Made by `benchmarks/adaptation.py {name}` from the trained models of the benchmark; all",
+        f"Made by `benchmarks/adaptation.py {name}` from the benchmark's trained models; all",
         "figures are in `adaptation.json`. Test users, each the mean over his splits.",
         "",
         "Steps: **bold** as trained. Controls: how much better a learner is with its own support;",
-        "`*`: p < .01 (Wilcoxon over users, Holm over this page): without it the support was not",
-        "used; no figure: all labels are the same, so nothing is to shuffle.",
+        "`*`: better at p < .01 (Wilcoxon over users, Holm over this page); without it nothing",
+        "shows that the support helped. No figure: all labels are the same, so nothing is to shuffle.",
     ]
     for entry in dict.fromkeys(row["entry"] for row in found):
         here = [row for row in found if row["entry"] == entry]
@@ -167,7 +168,7 @@ def step_cell(row: dict[str, Any]) -> str:
 
 
 def control_cell(row: dict[str, Any]) -> str:
-    star = "*" if row["p_holm"] < 0.01 else ""
+    star = "*" if row["p_holm"] < 0.01 and row["gain"] > 0 else ""
     return f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]{star}"
 
 

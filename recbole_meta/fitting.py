@@ -22,7 +22,7 @@ from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
-from recbole_meta.errors import RecboleMetaError, SettingError
+from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.evaluation.controls import Control
 from recbole_meta.evaluation.judge import Judge, Judged
 from recbole_meta.stage import Stage, load_stage
@@ -257,10 +257,18 @@ def _identity(
 
 
 def load_learner(choice: ModelChoice, stage: Stage, path: Path) -> Trainer:
-    """The learner of a checkpoint that was written by a training on the stage's file."""
+    """The learner of a checkpoint, trained on the stage's folder with the stage's settings."""
+    found = read_checkpoint(path)
+    wanted = _identity(choice, stage, stage.config, None)
+    for key in ("model", "data", "phases", "seed", "settings"):
+        if found["identity"][key] != wanted[key]:
+            raise DataError(
+                f"{path} is of another training: '{key}' is {found['identity'][key]}, not "
+                f"{wanted[key]}."
+            )
     with contained():
         trainer = Trainer(stage.config, choice.cls(stage.config, stage.dataset))
-        trainer.model.load_state_dict(read_checkpoint(path)["model"])
+        trainer.model.load_state_dict(found["model"])
         trainer.model.to(stage.config["device"]).eval()
     return trainer
 

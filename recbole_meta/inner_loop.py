@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 Params = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of scores, labels and mask [N]: a number
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def softmax(score: Tensor, label: Tensor, mask: Tensor) -> Tensor:
     return -(weight * torch.where(mask > 0, log_p, 0.0)).sum() / weight.sum().clamp(min=1)
 
 
-LOSSES = {"mse": mse, "mae": mae, "bce": bce, "softmax": softmax}
+LOSSES: dict[str, Loss] = {"mse": mse, "mae": mae, "bce": bce, "softmax": softmax}
 
 
 def sgd_steps(

@@ -211,7 +211,9 @@ def _round(value: float) -> float | None:
 
 
 def _choices(root: Path, file: dict[str, Any]) -> list[str]:
-    """How many trials each row had, and which edges of its grid were chosen often, a line each."""
+    """How many trials each row had, which edges of its grid were chosen often, and whether the
+    epochs ended a training, a line each.
+    """
     units = [unit for judging in file["settings"] for unit in _units(root, judging)]
     lines = []
     for row in (*file["rows"], *file["trained"]["rows"]):
@@ -228,19 +230,33 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
                 if k != "0"  # without support most settings change nothing
             ]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
-            lines.append(f"- {row['name']}: {tried} trials; edges chosen: {edges}")
+            lines.append(
+                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}"
+            )
     return lines
 
 
 def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The ends of numeric grids that more than a third of the choices sit on."""
-    for name, options in grid.items():
-        if "," in name or len(options) < 3 or not all(isinstance(o, int | float) for o in options):
-            continue
-        for edge in (min(options), max(options)):
-            hits = sum(settings[name] == edge for settings in chosen)
-            if 3 * hits > len(chosen):
-                yield f"{name} = {edge} in {hits} of {len(chosen)}"
+    """The ends of numeric grids of three values or more that over a third of the choices sit on."""
+    for names, options in grid.items():
+        together = names.split(",")
+        columns = zip(*options, strict=True) if len(together) > 1 else [options]
+        for name, column in zip(together, columns, strict=True):
+            values = set(map(str, column))
+            if len(values) < 3 or not all(isinstance(value, int | float) for value in column):
+                continue
+            for edge in (min(column), max(column)):
+                hits = sum(settings[name] == edge for settings in chosen)
+                if 3 * hits > len(chosen):
+                    yield f"{name} = {edge} in {hits} of {len(chosen)}"
+
+
+def _capped(root: Path, units: Sequence[dict[str, Any]]) -> str:
+    """In how many trainings of a learner the best epoch is in the last tenth of those allowed."""
+    results = [RunFiles(root / next(iter(unit["runs"].values()))).result for unit in units]
+    trained = [result for result in results if result.get("history")]
+    late = sum(10 * result["epochs"] > 9 * result["config"]["epochs"] for result in trained)
+    return f"; best epoch near the cap in {late} of {len(trained)}" if late else ""
 
 
 @dataclass(frozen=True)
@@ -330,7 +346,7 @@ def _markdown(
             lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late, section.lead)]
         if section.absent:
             lines += ["", f"Not finished, so not shown: {', '.join(section.absent)}."]
-    lines += ["", "## Settings, chosen on valid per k", "", *choices, ""]
+    lines += ["", "## Settings, chosen on valid", "", *choices, ""]
     return "\n".join(lines)
 
 

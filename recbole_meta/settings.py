@@ -22,13 +22,19 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Least:
-    """The bound of a number: at least ``value``, or above it."""
+    """The bound of a number, or of a list's length: at least ``value``, or above it."""
 
     value: float
     above: bool = False
 
-    def check(self, number: float, where: str) -> None:
+    def check(self, number: "float | tuple[Any, ...]", where: str) -> None:
         """An error names the setting, what it may be and what it is."""
+        if isinstance(number, tuple):
+            if len(number) < self.value:
+                raise SettingError(
+                    f"{where} must list at least {self.value:g}, found {len(number)}."
+                )
+            return
         if number < self.value or (self.above and number == self.value):
             bound = "above" if self.above else "at least"
             raise SettingError(f"{where} must be {bound} {self.value:g}, found {number}.")

@@ -294,6 +294,27 @@ def test_it_is_said_how_learners_that_train_were_searched(tree):
     )
 
 
+def test_what_ended_a_choice_or_a_training_is_said(tree):
+    """Edges of settings that are searched together, and epochs near their cap."""
+    tree.entry("time", [0, 1])
+    for split in (0, 1):
+        tree.run("Pop", spread(0.2, split), 0.3, split=split)
+        folder = tree.run("MAML", spread(0.2, split), 0.3, split=split)
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+        result |= {"history": [{}], "epochs": 19 - 10 * split, "config": {"epochs": 20}}
+        (folder / "result.json").write_text(json.dumps(result), "utf-8")
+        unit = folder.parents[1] / "MAML-k5.json"
+        content = json.loads(unit.read_text("utf-8")) | {"chosen": {"5": {"a": 3, "b": 1, "c": 1}}}
+        del content["scores"], content["trials"]
+        unit.write_text(json.dumps(content), "utf-8")
+    page = yaml.safe_load(tree.page.read_text("utf-8"))
+    grid = {"a,b": [[1, 0], [2, 1], [3, 2]], "c": [1, 2]}
+    page["trained"]["rows"].append({"name": "MAML", "model": "MAML", "grid": grid})
+    tree.page.write_text(yaml.safe_dump(page), "utf-8")
+    line = "- MAML: 3 trials; edges chosen: a = 3 in 2 of 2; best epoch near the cap in 1 of 2\n"
+    assert line in tree.table()[1]
+
+
 def test_a_slice_that_only_a_later_split_has_is_shown(tree):
     tree.entry("time", [0, 1])
     later = {"u00": 0.25, "u01": 0.75}

@@ -161,6 +161,20 @@ def test_a_trained_learner_is_read_again_and_judged_the_same(
         assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.parametrize(
+    ("name", "seed", "change", "said"),
+    [("ANIL", 5, {}, "'model' is MAML, not ANIL"), ("MAML", 6, {}, "'seed' is 5, not 6"),
+     ("MAML", 5, {"inner_lr": 0.2}, "'settings' is")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_training_is_refused(
+    train, prepared, tmp_path, name, seed, change, said
+):
+    train("MAML", tmp_path, inner_lr=0.1)
+    stage = load_stage(choose_model(name), prepared, "test", 0, seed, SMALL | change)
+    with pytest.raises(DataError, match=said):
+        load_learner(choose_model(name), stage, tmp_path / "best.pt")
+
+
 @pytest.mark.parametrize("name", ["MAML", "CNP"])
 def test_a_control_is_judged_in_place_of_the_support(train, prepared, name):
     choice, trainer = choose_model(name), train(name, support_negatives=2)

@@ -145,6 +145,8 @@ class AtomicFile:
         text = self._text_of([column])[column]
         numbers = text.str.split(" ").explode() if kind == "float_seq" else text
         numbers = numbers[~numbers.isin(MISSING if kind == "float" else {""})]
+        if len(text) and not len(numbers):
+            raise DataError(f"{self.path.name}: '{column}' has no value in any line.")
         bad = numbers.index[_numbers(numbers)[1]]
         if len(bad):
             raise DataError(

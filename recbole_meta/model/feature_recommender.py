@@ -3,8 +3,9 @@ r"""Trained learners: embeddings of ids and fields, losses, negatives, settings 
 Embeddings are looked up before a task adapts, and learn through the outer loop only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from recbole.data.interaction import Interaction
@@ -15,11 +16,12 @@ from recbole_meta.data.negatives import draw_outside, with_negatives
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
-from recbole_meta.inner_loop import LOSSES
+from recbole_meta.errors import DataError, SettingError
+from recbole_meta.inner_loop import LOSSES, Loss
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
 from recbole_meta.settings import Count, Positive, Size, Weight
 
-_LOSS_OF = {"implicit": "softmax", "rating": "mae", "label": "bce"}
+_ALLOWED = {"implicit": ("softmax", "bce", "mse"), "rating": ("mae", "mse"), "label": ("bce",)}
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class FeatureRecommender(MetaRecommender):
     """
 
     feedback = ("implicit", "rating", "label")
+    usual_loss: ClassVar[dict[str, str]] = {"implicit": "softmax", "rating": "mae", "label": "bce"}
     settings: LearnerSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         settings, warm = self.settings, warm_users(dataset)
         self.judged = open_prepared(config["prepared"]).feedback
-        self.loss_function = LOSSES[settings.loss or _LOSS_OF[self.judged]]
+        self.loss_function = self.named_loss("loss", self.usual_loss)
         known_items = torch.zeros(self.n_items, dtype=torch.bool)
         known_items[torch.from_numpy(warm.item)] = True
         known_users = torch.zeros(self.n_users, dtype=torch.bool)
@@ -68,11 +71,38 @@ class FeatureRecommender(MetaRecommender):
         self.user_embedding = FieldEmbedding(
             read_fields(dataset, self.USER_ID, known_users, False, settings.user_fields), size, std
         )
+        self._check_fields()
+
+    def _check_fields(self) -> None:
+        """Refuse settings that name fields where there are none."""
+        s, fields = self.settings, {"item": self.item_embedding, "user": self.user_embedding}
+        ids = {"item": s.item_id, "user": False}
+        for side, wanted in (("item", s.item_fields), ("user", s.user_fields)):
+            if wanted and len(fields[side].kinds) == ids[side]:
+                raise DataError(
+                    f"{type(self).__name__}: '{side}_fields' is on, but the data set has no "
+                    f"feature of {side}s. Set it to false."
+                )
+        if not fields["item"].size:
+            raise SettingError(
+                f"{type(self).__name__}: neither 'item_id' nor 'item_fields' is on, so all items "
+                "are the same."
+            )
+
+    def named_loss(self, setting: str, usual: Mapping[str, str]) -> Loss:
+        """The loss that a setting names, or the usual one of what is judged."""
+        name = getattr(self.settings, setting) or usual[self.judged]
+        if name not in _ALLOWED[self.judged]:
+            raise SettingError(
+                f"{type(self).__name__}: '{setting}' is {name}; where '{self.judged}' feedback is "
+                f"judged it may be {' | '.join(_ALLOWED[self.judged])}."
+            )
+        return LOSSES[name]
 
     @classmethod
     def reads_with(cls, settings: LearnerSettings, feedback: str) -> str:
         parts = ["ids"] if settings.item_id else []
-        parts += ["+ratings"] if feedback == "rating" else []
+        parts += ["+ratings"] if feedback in ("rating", "label") else []
         parts += ["+user fields"] if settings.user_fields else []
         parts += ["+item fields"] if settings.item_fields else []
         return " ".join(parts)

@@ -29,7 +29,7 @@ class MetaSettings:
     """Settings of every learner; a learner's own dataclass extends it."""
 
     epochs: Count  # training epochs; 0: a closed form, fitted by ``prepare``
-    chunk_size: Size | None  # tasks that are lifted at once, bounds the memory; ~: all
+    chunk_size: Size | None  # tasks that are lifted at once, bounds what judging needs; ~: all
 
 
 class MetaRecommender(GeneralRecommender):

@@ -7,6 +7,7 @@ Reference:
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,12 @@ from recbole_meta.episode import Examples
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State
 from recbole_meta.model.mlp import deeper, make_mlp, task_part
-from recbole_meta.settings import Size
+from recbole_meta.settings import Least, Size
 
 
 @dataclass(frozen=True)
 class CNPSettings(LearnerSettings):
-    hidden_size: tuple[Size, ...]  # of the decoder, and of the encoder
+    hidden_size: Annotated[tuple[Size, ...], Least(1)]  # of the decoder, and of the encoder
     context_size: Size  # of what the support becomes
 
 

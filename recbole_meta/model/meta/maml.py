@@ -7,25 +7,24 @@ Reference:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from recbole_meta.episode import Examples
-from recbole_meta.inner_loop import LOSSES, Params, first_layer_steps
+from recbole_meta.inner_loop import Params, first_layer_steps
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State
 from recbole_meta.model.mlp import deeper, make_mlp, task_part
-from recbole_meta.settings import Count, Positive, Size
+from recbole_meta.settings import Count, Least, Positive, Size
 
-_LOSS_OF = {"implicit": "bce", "rating": "mse", "label": "bce"}  # of the support
 _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 
 
 @dataclass(frozen=True)
 class MAMLSettings(LearnerSettings):
-    hidden_size: tuple[Size, ...]  # of the perceptron
+    hidden_size: Annotated[tuple[Size, ...], Least(1)]  # of the perceptron
     inner_loss: (
         Literal["mse", "mae", "bce", "softmax"] | None
     )  # ~: by what is judged: bce, mse, bce
@@ -47,11 +46,16 @@ class MAML(FeatureRecommender):
     """
 
     group = "published"
+    usual_inner_loss: ClassVar[dict[str, str]] = {
+        "implicit": "bce",
+        "rating": "mse",
+        "label": "bce",
+    }
     settings: MAMLSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.inner_loss = LOSSES[self.settings.inner_loss or _LOSS_OF[self.judged]]
+        self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
         self.prior = make_mlp(
             self.user_embedding.size, self.item_embedding.size, self.settings.hidden_size
         )

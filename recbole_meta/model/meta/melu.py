@@ -20,3 +20,4 @@ class MeLU(MAML):
     """
 
     feedback = ("rating", "label")
+    usual_loss = MAML.usual_loss | {"rating": "mse"}
