@@ -131,7 +131,7 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
         "",
         "Steps: **bold** as trained. Controls: how much better a learner is with its own support;",
         "`*`: better at p < .01 (Wilcoxon over users, Holm over this page); without it nothing",
-        "shows that the support helped. No figure: all labels are the same, so nothing is to shuffle.",
+        "shows that the support helped. No figure: all labels are the same, nothing is to shuffle.",
     ]
     for entry in dict.fromkeys(row["entry"] for row in found):
         here = [row for row in found if row["entry"] == entry]
