@@ -473,7 +473,7 @@ def _clean(options: argparse.Namespace) -> None:
     runs = [path.parent for path in root.rglob("result.json")]
     runs = [path for path in runs if (path / "tasks.npz").is_file()]
     units = [path for path in root.rglob("*.json") if path.parent not in runs and _is_unit(path)]
-    models = [path for name in _OF_TRAINING for path in root.rglob(name)]
+    models = [path for name in _OF_TRAINING for path in root.rglob(name) if _is_trained(path)]
     found = [*sorted(prepared), *sorted(runs), *sorted(units), *sorted(models)]
     if options.yes:
         locks = list(Path(options.prepared_path).glob(".*.lock"))
@@ -500,6 +500,17 @@ def _delete(paths: Iterable[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _is_trained(path: Path) -> bool:
+    """Whether this is a checkpoint or a saved model of ours."""
+    from recbole_meta.checkpoint import read_checkpoint
+
+    try:
+        content = read_checkpoint(path)
+    except RecboleMetaError:
+        return False
+    return "identity" in content or content.get("kind") == "model"
 
 
 def _is_unit(path: Path) -> bool:

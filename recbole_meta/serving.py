@@ -47,6 +47,9 @@ class Served:
         if len(self.items) < 2 or self.candidate.shape != (len(self.items),):
             raise DataError("The model has no catalogue: there is nothing to recommend.")
         self._id = {token: place for place, token in enumerate(self.items) if place}
+        self._place = np.argsort(np.argsort(np.array(self.items)))  # [I] among tokens, for ties
+        with torch.no_grad():
+            self.encoded = model.encode(model.all_items)  # [I, ..]
 
     def adapt(
         self,
@@ -210,7 +213,7 @@ class Newcomer:
         new_items: Mapping[str, Mapping[str, Any]] | None = None,
         unknown: str = "error",
     ) -> list[tuple[str, float]]:
-        """The best k items and their scores, best first; ties by token.
+        """The best k items and their scores, best first; ties by token, new items last.
 
         Candidates: the items met in training, or ``only`` these, and ``new_items``; less what the
         newcomer spoke of and ``exclude``. There may be fewer than k.
@@ -227,17 +230,30 @@ class Newcomer:
         if not len(ids) + len(new):
             raise DataError("No candidate is left to rank.")
         scores = self._scores(ids, list(new.values())).double().numpy()
-        tokens = np.array([*(served.items[i] for i in ids.tolist()), *map(str, new)])
-        best = np.lexsort((tokens, -scores))[:k]
-        return [(str(tokens[i]), float(scores[i])) for i in best]
+        places = np.concatenate(
+            [served._place[ids.numpy()], len(served.items) + np.arange(len(new))]
+        )
+        kth = len(scores) - min(k, len(scores))
+        best = np.flatnonzero(scores >= np.partition(scores, kth)[kth])
+        best = best[np.lexsort((places[best], -scores[best]))][:k]
+        tokens = [*map(str, new)]
+        return [
+            (served.items[ids[i]] if i < len(ids) else tokens[i - len(ids)], float(scores[i]))
+            for i in best.tolist()
+        ]
 
     def _scores(self, ids: Tensor, new: Sequence[Mapping[str, Any]]) -> Tensor:
-        model = self.served.model
+        """Of items by id, then of new ones; where most are asked, all are scored without a copy."""
+        model, everything = self.served.model, self.served.encoded
         with torch.no_grad():
-            x = model.encode(ids)
+            if 2 * len(ids) > len(everything):
+                scores = model.score(self.state, everything)[ids]
+            else:
+                scores = model.score(self.state, everything[ids])
             if new:
-                x = torch.cat([x, model.encode_new_items(new)])
-            return model.output(model.score(self.state, x))
+                fresh = model.score(self.state, model.encode_new_items(new))
+                scores = torch.cat([scores, fresh])
+            return model.output(scores)
 
     def to_bytes(self) -> bytes:
         """What he said, from which the same model adapts to the same state."""
