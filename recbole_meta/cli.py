@@ -19,6 +19,7 @@ DEFAULT_MODELS = (
     "Pop,QueryPop,ItemKNNFoldIn,EASEFoldIn,ItemKNN,EASE,BPR,LightGCN,NeuMF,PriorRidge,EpisodicRidge"
 )
 
+_OF_TRAINING = ("last.pt", "best.pt", "model.pt")  # what a training leaves beside its runs
 _SETTINGS_OF_BOTH = "--key=value changes a setting of the protocol or of the models that read it."
 
 
@@ -176,6 +177,29 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command(
+        "adapt",
+        "Rank for a newcomer by a saved model.",
+        "adapt runs/ml-100k-user_cold_5-time-0/PriorRidge-seed2020/model.pt --likes 50,181 --k 10",
+        _adapt,
+    )
+    sub.add_argument("path", help="a file that 'run --save' wrote")
+    sub.add_argument("--likes", default="", help="items, separated by commas")
+    sub.add_argument("--dislikes", default="", help="items, separated by commas")
+    sub.add_argument("--ratings", default="", help="item=rating, separated by commas")
+    sub.add_argument("--features", default="{}", help="of the newcomer, as YAML: {age: 30}")
+    sub.add_argument("--k", type=int, default=10, help="how many items")
+    sub.add_argument("--exclude", default="", help="items, separated by commas")
+    sub.add_argument(
+        "--only", default=None, help="candidates, separated by commas; all if not given"
+    )
+    sub.add_argument("--ignore_unknown", action="store_true", help="warn of items that are unknown")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("info", "Say what a saved model is.", "info model.pt --json", _info)
+    sub.add_argument("path", help="a file that 'run --save' wrote")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command(
         "clean",
         "Delete prepared folders and runs.",
         "clean --prepared_path dataset/prepared --runs runs --yes",
@@ -229,6 +253,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="threads of torch, all cores if not given; OMP_NUM_THREADS bounds numpy's",
     )  # fmt: skip
     parser.add_argument("--json", default=None, help="write the results to this file, too")
+    parser.add_argument(
+        "--save", action="store_true", help="keep fitted models of ours for 'adapt', as model.pt"
+    )
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bar")
     parser.add_argument(
         "--verbose",
@@ -336,6 +363,7 @@ def _run(options: argparse.Namespace) -> None:
                 seed=options.seed, data_path=options.data_path, prepared_path=options.prepared_path,
                 results=options.results, device=options.device, threads=options.threads,
                 progress=lambda text: bar.set_postfix_str(text),
+                save=options.save and choices[name].ours,
             )  # fmt: skip
             bar.set_postfix_str("")
             bar.update()
@@ -349,6 +377,9 @@ def _run(options: argparse.Namespace) -> None:
     finally:
         print(table)
         print(f"Runs: {options.results}")
+        for name, result in results.items():
+            if result["saved"]:
+                print(f"{name}: {result['saved']}")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -373,6 +404,65 @@ def _recompute(options: argparse.Namespace) -> None:
         print(query, " ".join(f"{name} {value:.6f}" for name, value in metrics.items()))
 
 
+def _adapt(options: argparse.Namespace) -> None:
+    from recbole_meta.serving import load
+    from recbole_meta.tracking import json_text
+
+    try:
+        features = yaml.load(options.features, YamlLoader)
+    except yaml.YAMLError as error:
+        raise SettingError(f"Cannot read --features: {error}") from error
+    if not isinstance(features, dict):
+        raise SettingError(f"--features must be 'name: value' pairs, found {features!r}.")
+    unknown = "ignore" if options.ignore_unknown else "error"
+    newcomer = load(options.path).adapt(
+        _listed(options.likes),
+        _listed(options.dislikes),
+        _rated(options.ratings),
+        features,
+        unknown,
+    )
+    only = None if options.only is None else _listed(options.only)
+    ranked = newcomer.rank(options.k, _listed(options.exclude), only, unknown=unknown)
+    if options.json:
+        print(json_text([{"item": item, "score": score} for item, score in ranked]), end="")
+        return
+    width = max(len(item) for item, _ in ranked)
+    for place, (item, score) in enumerate(ranked, start=1):
+        print(f"{place:4}  {item:{width}}  {score:.4f}")
+
+
+def _listed(text: str) -> list[str]:
+    return [token.strip() for token in text.split(",") if token.strip()]
+
+
+def _rated(text: str) -> dict[str, float]:
+    ratings = {}
+    for pair in _listed(text):
+        item, equals, value = pair.rpartition("=")
+        try:
+            ratings[item] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise SettingError(f"--ratings are written item=rating, found '{pair}'.")
+    return ratings
+
+
+def _info(options: argparse.Namespace) -> None:
+    from recbole_meta.serving import load
+    from recbole_meta.tracking import json_text
+
+    about = load(options.path).info()
+    if options.json:
+        print(json_text(about), end="")
+        return
+    width = max(map(len, about))
+    for name, value in about.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name:{width}}  {'none' if shown in ('', None) else shown}")
+
+
 def _clean(options: argparse.Namespace) -> None:
     """What is known as ours by its content, then the folders that this leaves empty."""
     from recbole_meta.tracking import LOCK
@@ -383,7 +473,8 @@ def _clean(options: argparse.Namespace) -> None:
     runs = [path.parent for path in root.rglob("result.json")]
     runs = [path for path in runs if (path / "tasks.npz").is_file()]
     units = [path for path in root.rglob("*.json") if path.parent not in runs and _is_unit(path)]
-    found = [*sorted(prepared), *sorted(runs), *sorted(units)]
+    models = [path for name in _OF_TRAINING for path in root.rglob(name) if _is_trained(path)]
+    found = [*sorted(prepared), *sorted(runs), *sorted(units), *sorted(models)]
     if options.yes:
         locks = list(Path(options.prepared_path).glob(".*.lock"))
         locks += {path.parent / LOCK for path in runs if (path.parent / LOCK).exists()}
@@ -391,7 +482,9 @@ def _clean(options: argparse.Namespace) -> None:
         for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
             locks += [beside] if not beside.with_suffix("").exists() else []
         _delete(locks)
-        left = sorted({up for path in [*runs, *units, *locks] for up in path.parents})[::-1]
+        left = sorted({up for path in [*runs, *units, *models, *locks] for up in path.parents})[
+            ::-1
+        ]
         for folder in left:
             if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -407,6 +500,17 @@ def _delete(paths: Iterable[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _is_trained(path: Path) -> bool:
+    """Whether this is a checkpoint or a saved model of ours."""
+    from recbole_meta.checkpoint import read_checkpoint
+
+    try:
+        content = read_checkpoint(path)
+    except RecboleMetaError:
+        return False
+    return "identity" in content or content.get("kind") == "model"
 
 
 def _is_unit(path: Path) -> bool:

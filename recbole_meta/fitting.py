@@ -108,13 +108,15 @@ def judge_all(
     device: str = "cpu",
     progress: Progress = silent,
     folder: Path | None = None,
+    keep: Callable[[Trainer, Stage], None] | None = None,
 ) -> Iterator[Outcome]:
     """Fit and judge a model at every k of the protocol, on valid and on test.
 
-    ``folder``: where a learner that trains keeps its checkpoints.
+    ``folder``: where a learner that trains keeps its checkpoints. ``keep`` gets a learner that is
+    fitted for test.
     """
     if choice.ours:
-        yield from _judge_learner(choice, prepared, seed, settings, device, progress, folder)
+        yield from _judge_learner(choice, prepared, seed, settings, device, progress, folder, keep)
         return
     for k in prepared.shots:
         yield judge_recbole(choice, prepared, k, seed, settings, device, progress)
@@ -128,6 +130,7 @@ def _judge_learner(
     device: str,
     progress: Progress,
     folder: Path | None,
+    keep: Callable[[Trainer, Stage], None] | None,
 ) -> Iterator[Outcome]:
     """Fitted once per training file without support (for valid, and for test where it has its
     own).
@@ -140,6 +143,8 @@ def _judge_learner(
             choice, prepared, phase, prepared.shots[0], seed, settings, device
         )
     fitted = fit_both(choice, stages, folder, progress)
+    if keep is not None:
+        keep(fitted["test"].trainer, stages["test"])
     used = used_settings(choice, stages["test"].config, settings)
     for k in prepared.shots:
         progress(f"k = {k}")

@@ -1,6 +1,7 @@
 """Run a model on a protocol: the one way around RecBole's own ``quick_start``."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,20 @@ from recbole_meta.choice import ModelChoice, check_feedback, check_settings, cho
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.protocol import UserCold
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
+from recbole_meta.serving import model_bytes
 from recbole_meta.settings import load_properties, load_yaml
-from recbole_meta.stage import check_device
-from recbole_meta.tracking import check_writable, training_folder, write_run
+from recbole_meta.stage import Stage, check_device
+from recbole_meta.tracking import (
+    check_writable,
+    commit,
+    training_folder,
+    versions,
+    write_atomically,
+    write_run,
+)
+from recbole_meta.trainer import Trainer
 
 
 def run(
@@ -30,6 +40,7 @@ def run(
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress = silent,
+    save: bool = False,
 ) -> dict[str, Any]:
     """Prepare, fit, judge and write one model: RecBole's keys, and ``runs``, one entry per k.
 
@@ -37,7 +48,8 @@ def run(
     (``order``, ``split``, ``shots``, ..) changes the protocol, any other must be one of the
     model. ``seed`` is the model's. ``best_valid_score``, ``valid_score_bigger``,
     ``best_valid_result`` and ``test_result`` are those of the largest k. Every entry of ``runs``
-    has ``shots``, ``folder``, ``valid`` and ``test``.
+    has ``shots``, ``folder``, ``valid`` and ``test``. With ``save`` the learner is kept in the file
+    ``saved``, for `recbole_meta.load`.
     """
     given: dict[str, Any] = {}
     for file in [config_files] if isinstance(config_files, str | Path) else config_files:
@@ -46,12 +58,16 @@ def run(
     choice, made, theirs = check_run(model, protocol, given, device, threads)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise SettingError(f"'seed' must be from 0 to {2**32 - 1}, found {seed}.")
+    if save and not choice.ours:
+        raise SettingError(f"{model} cannot be saved: RecBole's models do not adapt to newcomers.")
     check_writable(Path(results))
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []
     with thread_limit(threads):
         training = training_folder(Path(results), choice.name, prepared, seed)
-        for outcome in judge_all(choice, prepared, seed, theirs, device, progress, training):
+        saved = training / "model.pt" if save else None
+        keep = None if saved is None else partial(_save, saved)
+        for outcome in judge_all(choice, prepared, seed, theirs, device, progress, training, keep):
             folder = write_run(Path(results), choice, prepared, seed, outcome)
             runs.append({
                 "shots": outcome.k, "folder": str(folder),
@@ -67,7 +83,24 @@ def run(
         "model": model,
         "prepared": str(prepared.path),
         "runs": runs,
+        "saved": None if saved is None else str(saved),
     }
+
+
+def _save(path: Path, trainer: Trainer, stage: Stage) -> None:
+    """The file of a learner that was fitted for test."""
+    prepared, config = stage.prepared, stage.config
+    about = {key: prepared.description[key] for key in ("dataset", "protocol")}
+    about |= {"prepared": prepared.name, "sha256": prepared.sha256, "seed": config["seed"]}
+    about |= {"versions": versions(), "commit": commit()}
+    content = model_bytes(
+        trainer.model, stage.dataset, prepared.feedback, prepared.candidates("test"), about
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise DataError(f"Cannot write the model {path}: {error}") from error
 
 
 def check_run(

@@ -14,7 +14,7 @@ import torch
 from recbole_meta.cli import main, run_main
 from recbole_meta.settings import names
 
-COMMANDS = ["list", "prepare", "run", "benchmark", "table", "recompute", "clean"]
+COMMANDS = ["list", "prepare", "run", "benchmark", "table", "recompute", "adapt", "info", "clean"]
 
 
 @pytest.fixture(autouse=True)
@@ -279,6 +279,22 @@ def test_clean_deletes_only_prepared_folders_and_runs(call, strangers):
     assert files() == sorted(strangers)
     assert not Path("runs/tiny-user_cold_5-time-0").exists()  # no empty folders left
     assert "nothing to delete" in call("clean --yes")[1]
+
+
+def test_clean_takes_what_a_training_left_and_no_strangers_file(call):
+    code, out, _ = call("run -m CNP -d tiny --epochs=1 --save")
+    assert code == 0
+    (model,) = Path("runs").rglob("model.pt")
+    assert f"CNP: {model}" in out and (model.parent / "best.pt").is_file()
+    stranger = Path("runs/mine/best.pt")
+    stranger.parent.mkdir()
+    stranger.write_bytes(b"not ours")
+    assert call("clean --yes")[0] == 0
+    assert files_below("runs") == [str(stranger)]
+
+
+def files_below(folder):
+    return [str(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
 
 
 def test_clean_where_nothing_is(call):

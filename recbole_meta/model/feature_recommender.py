@@ -3,18 +3,17 @@ r"""Trained learners: embeddings of ids and fields, losses, negatives, settings 
 Embeddings are looked up before a task adapts, and learn through the outer loop only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_meta.data.features import FieldEmbedding, read_fields
+from recbole_meta.data.facts import read_facts
+from recbole_meta.data.features import FieldEmbedding, read_features
 from recbole_meta.data.negatives import draw_outside, with_negatives
-from recbole_meta.data.prepared import open_prepared
-from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.inner_loop import LOSSES, Loss
@@ -49,28 +48,20 @@ class FeatureRecommender(MetaRecommender):
     """
 
     feedback = ("implicit", "rating", "label")
+    reads_labels = True
     usual_loss: ClassVar[dict[str, str]] = {"implicit": "softmax", "rating": "mae", "label": "bce"}
     settings: LearnerSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        settings, warm = self.settings, warm_users(dataset)
-        self.judged = open_prepared(config["prepared"]).feedback
+        self.facts = facts = read_facts(dataset, self.settings)
+        self.judged = facts.judged
         self.loss_function = self.named_loss("loss", self.usual_loss)
-        known_items = torch.zeros(self.n_items, dtype=torch.bool)
-        known_items[torch.from_numpy(warm.item)] = True
-        known_users = torch.zeros(self.n_users, dtype=torch.bool)
-        known_users[torch.from_numpy(warm.ids)] = True
-        self.register_buffer("pool", known_items.nonzero().squeeze(-1))
-        self.keep("label_mean", warm.target.mean() if self.judged == "rating" else 0.0)
-        size, std = settings.embedding_size, settings.embedding_std
-        self.item_embedding = FieldEmbedding(
-            read_fields(dataset, self.ITEM_ID, known_items, settings.item_id, settings.item_fields),
-            size, std,
-        )  # fmt: skip
-        self.user_embedding = FieldEmbedding(
-            read_fields(dataset, self.USER_ID, known_users, False, settings.user_fields), size, std
-        )
+        self.register_buffer("pool", facts.pool)
+        self.keep("label_mean", facts.label_mean)
+        size, std = self.settings.embedding_size, self.settings.embedding_std
+        self.item_embedding = FieldEmbedding(facts.item_fields, size, std)
+        self.user_embedding = FieldEmbedding(facts.user_fields, size, std, keep=False)
         self._check_fields()
 
     def _check_fields(self) -> None:
@@ -112,6 +103,21 @@ class FeatureRecommender(MetaRecommender):
 
     def encode_tasks(self, tasks: Tensor) -> Tensor:
         return self.user_embedding(tasks)
+
+    def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
+        fields = self.facts.user_fields
+        if fields:
+            return self.user_embedding.of(read_features(fields, features, "user"))
+        self._refuse("user", features)
+        return self.user_embedding(self.all_items[0])  # of size 0
+
+    def encode_new_items(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Their ids are unknown; with no fields but the id they would all be the same."""
+        id_field, fields = self.ITEM_ID, self.facts.item_fields
+        if [field.name for field in fields] == [id_field]:
+            return self._refuse("item", features)
+        read = [read_features(fields, each, "item", id_field) for each in features]
+        return torch.stack([self.item_embedding.of(values) for values in read])
 
     def complete(self, support: Examples) -> Examples:
         each = self.settings.support_negatives

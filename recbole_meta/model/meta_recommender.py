@@ -6,9 +6,9 @@ an empty support gives the prior.
 """
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from recbole.data.interaction import Interaction
@@ -39,6 +39,7 @@ class MetaRecommender(GeneralRecommender):
     group: ClassVar[Literal["floor", "fold-in", "published", "ours"]] = "ours"
     reads: ClassVar[str] = "ids"  # ids | +ratings | +user fields | +item fields | +times
     feedback: ClassVar[tuple[str, ...]] = ("implicit",)  # what can be judged with it
+    reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
     settings: MetaSettings
 
     def __init__(self, config, dataset):
@@ -80,6 +81,19 @@ class MetaRecommender(GeneralRecommender):
     def encode_tasks(self, tasks: Tensor) -> Tensor:
         """What ``adapt`` gets of the tasks themselves [T]: by default their ids."""
         return tasks
+
+    def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
+        """What ``adapt`` gets of a task that has no id, from its features: by default nothing."""
+        return self._refuse("user", features)
+
+    def encode_new_items(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+        """What ``score`` gets of N items that have no id: by default there are none such."""
+        return self._refuse("item", features)
+
+    def _refuse(self, side: str, features: Sized) -> Tensor:
+        if features:
+            raise DataError(f"{type(self).__name__} reads no features of {side}s.")
+        return self.all_items[0]
 
     def complete(self, support: Examples) -> Examples:
         """The support [T, S] by ids with what a learner adds to it, negatives for example."""

@@ -12,6 +12,7 @@ from recbole_meta.data.features import Field, FieldEmbedding, read_fields
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.data.warm import warm_users
+from recbole_meta.errors import DataError
 from recbole_meta.stage import Stage, load_stage
 
 FIELDS = {  # 'type' is a method of every torch module, too
@@ -291,3 +292,33 @@ def test_state_is_restored_with_what_is_known(world) -> None:
     for copy in (two, other):
         copy.load_state_dict(one.state_dict())
         assert torch.equal(copy(ids), one(ids))
+
+
+def test_who_says_what_a_known_one_has_is_read_as_he_is(world) -> None:
+    stage, values, warm = world
+    for side, kinds in FIELDS.items():
+        for field in read(stage, side):
+            for token in sorted(warm[side]):
+                raw = values[side][token][list(kinds).index(field.name)]
+                said = {"token": str, "token_seq": str.split, "float": float,
+                        "float_seq": lambda text: [float(x) for x in text.split()]}  # fmt: skip
+                found = field.read(said[field.kind](raw))
+                there = field.values[stage.dataset.token2id(f"{side}_id", token)]
+                there = there[there > 0] if field.kind == "token_seq" else there
+                assert found.tolist() == pytest.approx(there.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["old", [1.0], None, float("nan"), float("inf"), True])
+def test_what_is_no_number_is_refused(wrong) -> None:
+    field = Field("age", "float", torch.zeros(2), 1, (), (30.0,), (10.0,))
+    assert float(field.read(40)) == 1 and float(field.unknown()) == 0
+    with pytest.raises(DataError, match="'age' must be a number"):
+        field.read(wrong)
+
+
+@pytest.mark.parametrize("wrong", [1.0, [1.0], [1.0, "a"], [1.0, 2.0, 3.0], "ab"])
+def test_what_are_no_numbers_is_refused(wrong) -> None:
+    field = Field("place", "float_seq", torch.zeros(2, 2), 2, (), (0.0, 1.0), (1.0, 2.0))
+    assert field.read([1, 2]).tolist() == [1.0, 0.5] and field.unknown().tolist() == [0, 0]
+    with pytest.raises(DataError, match="'place' must be 2 numbers"):
+        field.read(wrong)

@@ -17,6 +17,7 @@ class SupportMean(MetaRecommender):
     group = "floor"
     reads = "+ratings"
     feedback = ("rating", "label")
+    reads_labels = True
 
     def prepare(self, train_data) -> None:
         self.keep("constant", warm_users(train_data._dataset).middle)

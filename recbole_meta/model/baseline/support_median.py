@@ -21,6 +21,7 @@ class SupportMedian(MetaRecommender):
     group = "floor"
     reads = "+ratings"
     feedback = ("rating", "label")
+    reads_labels = True
 
     def prepare(self, train_data) -> None:
         self.keep("constant", warm_users(train_data._dataset).middle)

@@ -42,6 +42,7 @@ class UserItemBias(MetaRecommender):
     group = "floor"
     reads = "+ratings"
     feedback = ("rating", "label")
+    reads_labels = True
     settings: UserItemBiasSettings
 
     def prepare(self, train_data) -> None:

@@ -1,0 +1,364 @@
+"""A trained model behind a sign-up page: newcomers in, rankings out, external tokens throughout.
+
+``load(path)`` needs no data set. A newcomer is a value: adapting never changes the model, updating
+gives another newcomer, so any number of threads may serve from one model.
+"""
+
+import io
+import math
+import pickle
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_meta.compat import contained
+from recbole_meta.data.facts import Facts, StoredDataset
+from recbole_meta.data.features import Field
+from recbole_meta.episode import Examples
+from recbole_meta.errors import DataError, RecboleMetaError, SettingError, nearest
+from recbole_meta.model import our_models
+from recbole_meta.model.meta_recommender import MetaRecommender, State
+
+FORMAT = 1
+_DAMAGED = (
+    OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
+    AttributeError, IndexError,
+)  # fmt: skip
+
+
+class Served:
+    """A trained model by external tokens."""
+
+    def __init__(self, model: MetaRecommender, content: Mapping[str, Any]) -> None:
+        self.model = model
+        self.feedback = str(content["feedback"])
+        self.items = [str(token) for token in content["items"]]  # by id; 0 is padding
+        self.about: dict[str, Any] = dict(content["about"])
+        self.bounds: tuple[float, float] | None = (
+            None if content["bounds"] is None else tuple(map(float, content["bounds"]))  # type: ignore[assignment]
+        )
+        self.candidate = content["candidates"].bool()  # [I]
+        if len(self.items) < 2 or self.candidate.shape != (len(self.items),):
+            raise DataError("The model has no catalogue: there is nothing to recommend.")
+        self._id = {token: place for place, token in enumerate(self.items) if place}
+        self._place = np.argsort(np.argsort(np.array(self.items)))  # [I] among tokens, for ties
+        with torch.no_grad():
+            self.encoded = model.encode(model.all_items)  # [I, ..]
+
+    def adapt(
+        self,
+        likes: Iterable[Any] = (),
+        dislikes: Iterable[Any] = (),
+        ratings: Mapping[Any, float] | None = None,
+        features: Mapping[str, Any] | None = None,
+        unknown: str = "error",
+    ) -> "Newcomer":
+        """What is known of a newcomer from this; from nothing at all: the prior.
+
+        ``likes`` and ``dislikes`` where rankings or labels were learnt, ``ratings`` where ratings
+        were. ``unknown``: error | ignore (with a warning), for items that the model does not know.
+        """
+        said = self._said(likes, dislikes, ratings or {}, unknown)
+        return self._newcomer(said, dict(features or {}))
+
+    def info(self) -> dict[str, Any]:
+        """What it is, what it was trained on and what it takes."""
+        model, facts = self.model, getattr(self.model, "facts", None)
+        takes = ["ratings"] if self.feedback == "rating" else ["likes"]
+        takes += ["dislikes"] if self.feedback != "rating" and model.reads_labels else []
+        fields = {"user": [], "item": []} if facts is None else {
+            "user": [field.name for field in facts.user_fields],
+            "item": [field.name for field in facts.item_fields if field.name != model.ITEM_ID],
+        }  # fmt: skip
+        return {
+            "model": type(model).__name__,
+            "judged as": {"implicit": "rankings", "rating": "ratings", "label": "labels"}[
+                self.feedback
+            ],
+            "takes": takes,
+            "ratings from, to": None if self.bounds is None else list(self.bounds),
+            "items": len(self.items) - 1,
+            "candidates": int(self.candidate.sum()),
+            "features of users": fields["user"],
+            "features of items": fields["item"],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **self.about,
+            "settings": asdict(model.settings),
+        }
+
+    def read_newcomer(self, content: bytes) -> "Newcomer":
+        """The newcomer of `Newcomer.to_bytes`, with this model."""
+        try:
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if found["format"] != FORMAT:
+                raise DataError(
+                    f"The newcomer has format {found['format']}, this version reads {FORMAT}."
+                )
+            said = {self._known_id(token): float(label) for token, label in found["said"].items()}
+            return self._newcomer(said, dict(found["features"]))
+        except RecboleMetaError:
+            raise
+        except _DAMAGED as error:
+            raise DataError(f"The bytes are no newcomer: {error}") from error
+
+    def _newcomer(self, said: dict[int, float], features: dict[str, Any]) -> "Newcomer":
+        model, said = self.model, dict(sorted(said.items()))  # the order never matters
+        ids, labels = list(said) or [0], list(said.values()) or [0.0]
+        kind = torch.get_default_dtype()
+        support = Examples(
+            torch.tensor([ids]), torch.tensor([labels], dtype=kind),
+            torch.full((1, len(ids)), float(bool(said)), dtype=kind), torch.tensor([0]),
+        )  # fmt: skip
+        with torch.no_grad():
+            x, label, mask, _ = (part[0] for part in model.complete(support))
+            task = model.encode_newcomer(features)
+            state = model.adapt(Examples(model.encode(x), label, mask, task))
+        return Newcomer(self, said, features, state)
+
+    def _said(
+        self,
+        likes: Iterable[Any],
+        dislikes: Iterable[Any],
+        ratings: Mapping[Any, float],
+        unknown: str,
+    ) -> dict[int, float]:
+        if unknown not in ("error", "ignore"):
+            raise SettingError(f"'unknown' is {unknown!r}. {nearest(unknown, ['error', 'ignore'])}")
+        liked, disliked = _tokens("likes", likes), _tokens("dislikes", dislikes)
+        rated = {str(token): self._rating(str(token), value) for token, value in ratings.items()}
+        if self.feedback == "rating" and (liked or disliked):
+            raise DataError("The model learnt ratings: give 'ratings', not likes or dislikes.")
+        if self.feedback != "rating" and rated:
+            raise DataError("The model learnt no ratings: give 'likes' and 'dislikes'.")
+        both = set(liked) & set(disliked)
+        if both:
+            raise DataError(f"Liked and disliked at once: {', '.join(sorted(both))}.")
+        if disliked and not self.model.reads_labels:
+            raise DataError(f"{type(self.model).__name__} learns from likes alone.")
+        labels = dict.fromkeys(liked, 1.0) | dict.fromkeys(disliked, 0.0) | rated
+        return {place: labels[self.items[place]] for place in self.ids(labels, unknown)}
+
+    def _rating(self, token: str, value: Any) -> float:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
+            raise DataError(f"The rating of '{token}' must be a number, found {value!r}.")
+        if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
+            low, high = self.bounds
+            raise DataError(
+                f"The rating of '{token}' is {value}: from {low:g} to {high:g} is known."
+            )
+        return float(value)
+
+    def ids(self, tokens: Iterable[Any], unknown: str = "error") -> list[int]:
+        """The ids of items; unknown ones are an error that names them, or left out."""
+        named = [str(token) for token in tokens]
+        missing = [token for token in named if token not in self._id]
+        if missing and unknown == "error":
+            raise DataError(f"Unknown items: {', '.join(missing)}.")
+        if missing:
+            warnings.warn(f"Unknown items are left out: {', '.join(missing)}.", stacklevel=3)
+        return [self._id[token] for token in named if token in self._id]
+
+    def _known_id(self, token: str) -> int:
+        return self.ids([token])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """What is known of one newcomer."""
+
+    served: Served
+    said: dict[int, float]  # item id -> label
+    features: dict[str, Any]
+    state: State
+
+    def update(
+        self,
+        likes: Iterable[Any] = (),
+        dislikes: Iterable[Any] = (),
+        ratings: Mapping[Any, float] | None = None,
+        features: Mapping[str, Any] | None = None,
+        unknown: str = "error",
+    ) -> "Newcomer":
+        """The newcomer who said this, too; what he says of an item again replaces the old."""
+        more = self.served._said(likes, dislikes, ratings or {}, unknown)
+        return self.served._newcomer(self.said | more, self.features | dict(features or {}))
+
+    def score(
+        self,
+        items: Iterable[Any],
+        new_items: Mapping[str, Mapping[str, Any]] | None = None,
+        unknown: str = "error",
+    ) -> dict[str, float]:
+        """Item -> score, of these; of items that the model never met by their features."""
+        served = self.served
+        ids, new = served.ids(items, unknown), dict(new_items or {})
+        scores = self._scores(torch.tensor(ids, dtype=torch.int64), list(new.values()))
+        return dict(zip([*(served.items[i] for i in ids), *map(str, new)], scores.tolist()))
+
+    def rank(
+        self,
+        k: int = 10,
+        exclude: Iterable[Any] = (),
+        only: Collection[Any] | None = None,
+        new_items: Mapping[str, Mapping[str, Any]] | None = None,
+        unknown: str = "error",
+    ) -> list[tuple[str, float]]:
+        """The best k items and their scores, best first; ties by token, new items last.
+
+        Candidates: the items met in training, or ``only`` these, and ``new_items``; less what the
+        newcomer spoke of and ``exclude``. There may be fewer than k.
+        """
+        if not isinstance(k, int) or k < 1:
+            raise SettingError(f"'k' must be at least 1, found {k!r}.")
+        served = self.served
+        chosen = served.candidate.clone()
+        if only is not None:
+            chosen[:] = False
+            chosen[served.ids(only, unknown)] = True
+        chosen[[0, *self.said, *served.ids(exclude, unknown)]] = False
+        ids, new = chosen.nonzero().squeeze(-1), dict(new_items or {})
+        if not len(ids) + len(new):
+            raise DataError("No candidate is left to rank.")
+        scores = self._scores(ids, list(new.values())).double().numpy()
+        places = np.concatenate(
+            [served._place[ids.numpy()], len(served.items) + np.arange(len(new))]
+        )
+        kth = len(scores) - min(k, len(scores))
+        best = np.flatnonzero(scores >= np.partition(scores, kth)[kth])
+        best = best[np.lexsort((places[best], -scores[best]))][:k]
+        tokens = [*map(str, new)]
+        return [
+            (served.items[ids[i]] if i < len(ids) else tokens[i - len(ids)], float(scores[i]))
+            for i in best.tolist()
+        ]
+
+    def _scores(self, ids: Tensor, new: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Of items by id, then of new ones; where most are asked, all are scored without a copy."""
+        model, everything = self.served.model, self.served.encoded
+        with torch.no_grad():
+            if 2 * len(ids) > len(everything):
+                scores = model.score(self.state, everything)[ids]
+            else:
+                scores = model.score(self.state, everything[ids])
+            if new:
+                fresh = model.score(self.state, model.encode_new_items(new))
+                scores = torch.cat([scores, fresh])
+            return model.output(scores)
+
+    def to_bytes(self) -> bytes:
+        """What he said, from which the same model adapts to the same state."""
+        items = self.served.items
+        said = {items[place]: label for place, label in self.said.items()}
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "said": said, "features": self.features}, buffer)
+        return buffer.getvalue()
+
+
+def load(path: str | Path) -> Served:
+    """The model of a file that ``recbole-meta run --save`` wrote; reading it runs no code."""
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or content.get("kind") != "model":
+            raise DataError(f"{path} is no saved model.")
+        if content["format"] != FORMAT:
+            raise DataError(f"{path} has format {content['format']}, this version reads {FORMAT}.")
+        with contained():
+            served = Served(_build(content), content)
+        served.adapt()._scores(torch.tensor([1]), [])  # what is missing shows here
+        return served
+    except RecboleMetaError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except _DAMAGED as error:
+        raise DataError(f"{path} is damaged or no saved model: {error}") from error
+
+
+def _build(content: Mapping[str, Any]) -> MetaRecommender:
+    known = our_models()
+    if content["model"] not in known:
+        raise DataError(f"Unknown model '{content['model']}'. {nearest(content['model'], known)}")
+    state, facts = content["state"], None
+    if content["facts"] is not None:
+        found = content["facts"]
+        items = [
+            Field(values=state[f"item_embedding.values_{n}"], **_tuples(field))
+            for n, field in enumerate(found["item_fields"])
+        ]
+        users = [Field(values=torch.zeros(1), **_tuples(field)) for field in found["user_fields"]]
+        users = [field._replace(values=field.unknown().unsqueeze(0)) for field in users]
+        facts = Facts(content["feedback"], 0.0, state["pool"], items, users)
+    user, item = content["user_field"], content["item_field"]
+    config = content["settings"] | {
+        "USER_ID_FIELD": user, "ITEM_ID_FIELD": item,
+        "NEG_PREFIX": "neg_", "device": torch.device("cpu"),
+    }  # fmt: skip
+    stored = StoredDataset(user, item, len(content["items"]), facts)
+    model: MetaRecommender = known[content["model"]](config, stored)
+    model.load_state_dict(state)
+    model.eval()
+    return model
+
+
+def model_bytes(
+    model: MetaRecommender, dataset: Any, feedback: str, candidates: Collection[str], about: Any
+) -> bytes:
+    """A fitted model with all that serving it needs, the training users' own data not among it."""
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    facts = getattr(model, "facts", None)
+    rating = dataset.config["RATING_FIELD"]
+    bounds = None
+    if feedback == "rating":
+        values = dataset.inter_feat[rating]
+        bounds = [float(values.min()), float(values.max())]
+    content = {
+        "kind": "model",
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "settings": {k: list(v) if isinstance(v, tuple) else v
+                     for k, v in asdict(model.settings).items()},
+        "feedback": feedback,
+        "user_field": dataset.uid_field,
+        "item_field": dataset.iid_field,
+        "items": tokens,
+        "candidates": torch.tensor([token in candidates for token in tokens]),
+        "bounds": bounds,
+        "facts": None if facts is None else {
+            "item_fields": [_described(field) for field in facts.item_fields],
+            "user_fields": [_described(field) for field in facts.user_fields],
+        },
+        "state": {name: value.cpu() for name, value in model.state_dict().items()},
+        "about": about,
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _described(field: Field) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in field._asdict().items()
+        if name != "values"
+    }
+
+
+def _tuples(field: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in field.items()}
+
+
+def _tokens(name: str, given: Iterable[Any]) -> list[str]:
+    if isinstance(given, str):
+        raise DataError(f"'{name}' must be a list of items, found {given!r}.")
+    return [str(token) for token in given]

@@ -1,0 +1,432 @@
+"""Serving: what a saved model says of newcomers, and what it refuses."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import recbole_meta
+from recbole_meta.cli import main
+from recbole_meta.data.prepared import open_prepared
+from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.quick_start import run
+from recbole_meta.serving import Served, load
+
+SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
+RANKERS = {
+    "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
+    "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL, "MetaSGD": SMALL,
+    "CNP": SMALL | {"support_negatives": 2},
+}  # fmt: skip
+FIELDS = {"item_fields": True, "user_fields": True}
+RATERS = {
+    "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {}, "UserItemBias": {},
+    "MAML": SMALL | FIELDS, "MeLU": SMALL | {"inner_lr": 0.1}, "CNP": SMALL | FIELDS,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(sample_path, tmp_path_factory):
+    """``saved(model, protocol)``: what `run` says of a saved model, made once."""
+    target, made = tmp_path_factory.mktemp("saved"), {}
+
+    def make(model: str, protocol: str = "user_cold_5") -> dict:
+        wanted = (RANKERS if protocol == "user_cold_5" else RATERS)[model]
+        if (model, protocol) not in made:
+            made[model, protocol] = run(
+                model, "tiny", protocol, settings=wanted, data_path=sample_path,
+                prepared_path=target / "prepared", results=target / "runs", save=True,
+            )  # fmt: skip
+        return made[model, protocol]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def served(saved):
+    made: dict[tuple[str, str], Served] = {}
+
+    def load_once(model: str, protocol: str = "user_cold_5") -> Served:
+        key = (model, protocol)
+        if key not in made:
+            made[key] = load(saved(model, protocol)["saved"])
+        return made[key]
+
+    return load_once
+
+
+def bits(state: dict) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in state.items()}
+
+
+# What it says is what was judged.
+
+
+@pytest.mark.parametrize("model", RANKERS)
+def test_a_newcomer_gets_the_ranking_that_was_judged(saved, served, model) -> None:
+    found = saved(model)
+    prepared = open_prepared(found["prepared"])
+    support = prepared.support("test", 5)
+    arrays = np.load(Path(found["runs"][0]["folder"]) / "tasks.npz")
+    for user, top, scores in zip(arrays["task"], arrays["topk"], arrays["topk_score"]):
+        likes = support[support["user"] == user]["item"].tolist()
+        ranked = served(model).adapt(likes).rank(10)
+        judged = [(item, score) for item, score in zip(top, scores) if item]
+        assert [score for _, score in ranked] == pytest.approx(
+            [score for _, score in judged], rel=1e-4, abs=1e-5
+        )
+        gaps = np.diff([score for _, score in judged])
+        if (np.abs(gaps) > 1e-4).all():
+            assert [item for item, _ in ranked] == [item for item, _ in judged]
+
+
+@pytest.mark.parametrize("model", RATERS)
+def test_a_newcomer_gets_the_predictions_that_were_judged(saved, served, model) -> None:
+    """Ratings; his features come by name, not from a table of users."""
+    found = saved(model, "user_cold_5_rating")
+    prepared = open_prepared(found["prepared"])
+    support = prepared.support("test", 5)
+    arrays = np.load(Path(found["runs"][0]["folder"]) / "tasks.npz")
+    reads = served(model, "user_cold_5_rating").info()["features of users"]
+    features = features_of(prepared, reads)
+    for user in arrays["task"]:
+        rows = support[support["user"] == user]
+        ratings = dict(zip(rows["item"], rows["target"]))
+        newcomer = served(model, "user_cold_5_rating").adapt(
+            ratings=ratings, features=features[user]
+        )
+        mine = arrays["query_task"] == user
+        scores = newcomer.score(arrays["query_item"][mine].tolist())
+        assert list(scores) == arrays["query_item"][mine].tolist()
+        np.testing.assert_allclose(
+            list(scores.values()), arrays["prediction"][mine], rtol=1e-4, atol=1e-4
+        )
+
+
+def features_of(prepared, names) -> dict[str, dict]:
+    """User -> what the file says of him, without what nobody had in training."""
+    lines = (prepared.path / f"{prepared.name}.user").read_text("utf-8").splitlines()
+    columns = [column.split(":") for column in lines[0].split("\t")]
+    warm = set(prepared.warm_rows("test")["user"])
+    rows = [dict(zip([name for name, _ in columns], line.split("\t"))) for line in lines[1:]]
+    met = {n: {row[n] for row in rows if row["user_id"] in warm} for n, _ in columns}
+    found = {}
+    for row in rows:
+        found[row["user_id"]] = {
+            name: float(row[name]) if kind == "float" else row[name]
+            for name, kind in columns
+            if name in names and row[name] and (kind == "float" or row[name] in met[name])
+        }
+    return found
+
+
+# A newcomer is a value.
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "EASEFoldIn", "EpisodicRidge", "MAML", "CNP"])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_all_at_once_or_one_by_one_in_any_order(served, model, data) -> None:
+    items = served(model).items[1:]
+    likes = data.draw(st.lists(st.sampled_from(items), max_size=7, unique=True))
+    whole = served(model).adapt(likes)
+    grown = served(model).adapt()
+    for item in data.draw(st.permutations(likes)):
+        grown = grown.update([item])
+    assert bits(grown.state) == bits(whole.state)
+    assert grown.rank(5) == whole.rank(5)
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "MAML", "CNP"])
+def test_adapting_changes_neither_the_model_nor_the_newcomer(served, model) -> None:
+    one = served(model)
+    before = bits(one.model.state_dict())
+    first = one.adapt(one.items[1:3])
+    state = bits(first.state)
+    first.update(one.items[3:6]).rank(3)
+    assert bits(one.model.state_dict()) == before and bits(first.state) == state
+    assert one.model.support is None
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "MAML", "MetaSGD", "CNP"])
+def test_eight_threads_give_what_one_gives(served, model) -> None:
+    one = served(model)
+    rng = np.random.default_rng(0)
+    asked = [rng.choice(one.items[1:], n % 6, replace=False).tolist() for n in range(64)]
+    alone = [one.adapt(likes).rank(10) for likes in asked]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda likes: one.adapt(likes).rank(10), asked))
+    assert together == alone and len({str(ranked) for ranked in alone}) > 10
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "MAML"])
+def test_a_newcomer_is_written_and_read_again(served, model) -> None:
+    one = served(model)
+    newcomer = one.adapt(one.items[1:4])
+    again = one.read_newcomer(newcomer.to_bytes())
+    assert bits(again.state) == bits(newcomer.state) and again.said == newcomer.said
+    assert again.rank(4) == newcomer.rank(4)
+
+
+def test_what_he_says_again_replaces_the_old(served) -> None:
+    one = served("CNP")
+    item, other = one.items[1:3]
+    turned = one.adapt([item, other]).update(dislikes=[item])
+    assert bits(turned.state) == bits(one.adapt([other], [item]).state)
+    assert bits(turned.state) != bits(one.adapt([item, other]).state)
+    rater = served("UserItemBias", "user_cold_5_rating")
+    low = rater.adapt(ratings={item: 5}).update(ratings={item: 1})
+    assert bits(low.state) == bits(rater.adapt(ratings={item: 1}).state)
+
+
+# Candidates.
+
+
+def test_the_candidates_of_a_ranking(served) -> None:
+    one = served("PriorRidge")
+    items = one.items[1:]
+    newcomer = one.adapt(items[:2])
+    ranked = dict(newcomer.rank(10**6))
+    known = {token for token, there in zip(one.items, one.candidate) if there}
+    assert set(ranked) == known - set(items[:2]) and len(known) > 20
+    assert list(ranked.values()) == sorted(ranked.values(), reverse=True)
+    some = items[:8]
+    assert {item for item, _ in newcomer.rank(10, only=some)} == set(some[2:])
+    assert {item for item, _ in newcomer.rank(10, items[5:], some)} == set(items[2:5])
+    assert len(newcomer.rank(3)) == 3
+    assert newcomer.score(some) == pytest.approx({**newcomer.score(some[:2]),
+                                                  **{i: ranked[i] for i in some[2:]}})  # fmt: skip
+
+
+def test_equal_scores_go_by_token(served) -> None:
+    one = served("Random")
+    ranked = one.adapt().rank(10**6)
+    assert [item for item, _ in ranked] == sorted(item for item, _ in ranked)
+
+
+def test_items_that_were_never_met_by_their_features(saved, served) -> None:
+    """With the features of a known item and an unknown id they score as it does without its id."""
+    one = served("CNP", "user_cold_5_rating")
+    prepared = open_prepared(saved("CNP", "user_cold_5_rating")["prepared"])
+    names = one.info()["features of items"]
+    assert names
+    lines = (prepared.path / f"{prepared.name}.item").read_text("utf-8").splitlines()
+    columns = [column.split(":") for column in lines[0].split("\t")]
+    row = dict(zip([name for name, _ in columns], lines[1].split("\t")))
+    kinds = dict(columns)
+    features = {
+        name: float(row[name]) if kinds[name] == "float"
+        else row[name].split(" ") if kinds[name] == "token_seq" else row[name]
+        for name in names
+    }  # fmt: skip
+    newcomer = one.adapt(ratings={row["item_id"]: 4})
+    scores = newcomer.score([row["item_id"]], {"new": features, "blank": {}})
+    assert list(scores) == [row["item_id"], "new", "blank"] and len(set(scores.values())) == 3
+    with torch.no_grad():
+        weight = one.model.item_embedding.weights[0]
+        place = one.ids([row["item_id"]])[0]
+        kept = weight[place].clone()
+        weight[place] = 0
+        content = torch.load(saved("CNP", "user_cold_5_rating")["saved"], weights_only=True)
+        other = replace(newcomer, served=Served(one.model, content))
+        without = other.score([row["item_id"]])[row["item_id"]]
+        weight[place] = kept
+    assert scores["new"] == pytest.approx(without, abs=1e-5)
+    ranked = newcomer.rank(1, only=[], new_items={"new": features})
+    assert ranked == [("new", pytest.approx(scores["new"], abs=1e-6))]
+
+
+# What is refused.
+
+
+def refused(function, said: str, kind=DataError) -> None:
+    with pytest.raises(kind) as error:
+        function()
+    assert said in str(error.value)
+
+
+def test_what_a_newcomer_cannot_say(served) -> None:
+    ridge, cnp = served("PriorRidge"), served("CNP")
+    item, other = ridge.items[1:3]
+    refused(lambda: ridge.adapt(["nothing", item, "at all"]), "Unknown items: nothing, at all.")
+    refused(lambda: cnp.adapt([item], [item]), f"Liked and disliked at once: {item}")
+    refused(lambda: ridge.adapt([item], [other]), "PriorRidge learns from likes alone")
+    refused(lambda: ridge.adapt(ratings={item: 3}), "The model learnt no ratings")
+    refused(lambda: ridge.adapt("50"), "'likes' must be a list")
+    refused(lambda: ridge.adapt(features={"age": 3}), "PriorRidge reads no features of users")
+    refused(lambda: ridge.adapt().rank(0), "'k' must be at least 1", SettingError)
+    refused(lambda: ridge.adapt().rank(3, only=[]), "No candidate is left")
+    refused(
+        lambda: ridge.adapt().rank(3, new_items={"new": {"a": 1}}), "reads no features of items"
+    )
+    refused(lambda: ridge.adapt(unknown="drop"), "'unknown' is 'drop'", SettingError)
+    with pytest.warns(UserWarning, match="left out: nothing"):
+        kept = ridge.adapt(["nothing", item], unknown="ignore")
+    assert bits(kept.state) == bits(ridge.adapt([item]).state)
+
+
+@pytest.mark.parametrize("value", [9, 0, -1, float("nan"), float("inf"), "4", None, True])
+def test_a_rating_that_is_none(served, value) -> None:
+    one = served("MeLU", "user_cold_5_rating")
+    refused(lambda: one.adapt(ratings={one.items[1]: value}), f"The rating of '{one.items[1]}'")
+
+
+def test_ratings_are_not_likes(served) -> None:
+    one = served("MeLU", "user_cold_5_rating")
+    refused(lambda: one.adapt([one.items[1]]), "The model learnt ratings")
+
+
+def test_features_of_the_wrong_name_or_type(served) -> None:
+    one = served("MeLU", "user_cold_5_rating")
+    fields = {field.name: field for field in one.model.facts.user_fields}
+    refused(lambda: one.adapt(features={"shoe": 3}), "No feature 'shoe' of users")
+    for name, field in fields.items():
+        assert field.kind == "token"
+        refused(lambda n=name: one.adapt(features={n: "never met"}), "nobody had in training")
+        refused(lambda n=name: one.adapt(features={n: ["a", "b"]}), "must be one token")
+    newcomer = one.adapt()
+    refused(
+        lambda: newcomer.score([], {"new": {"genre": "Drama"}}), "'genre' must be a list of tokens"
+    )
+    refused(lambda: newcomer.score([], {"new": {"genre": ["Cake"]}}), "'genre' is 'Cake'")
+    assert newcomer.score([], {"new": {"genre": ["Drama"]}, "none": {"genre": []}})
+
+
+def test_bytes_that_are_no_newcomer(served) -> None:
+    one = served("PriorRidge")
+    good = one.adapt(one.items[1:3]).to_bytes()
+    for bad in (b"", b"abc", good[:-9], good[: len(good) // 2]):
+        refused(lambda b=bad: one.read_newcomer(b), "no newcomer")
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "CNP"])
+def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
+    content = Path(saved(model)["saved"]).read_bytes()
+    path = tmp_path / "model.pt"
+    for size in {0, 1, 10, len(content) // 3, len(content) // 2, len(content) - 20}:
+        path.write_bytes(content[:size])
+        refused(lambda: load(path), str(path))
+    refused(lambda: load(tmp_path / "none.pt"), "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 99}, "has format 99, this version reads 1"),
+        ({"kind": "cake"}, "is no saved model"),
+        ({"model": "Priorridge"}, "Did you mean 'PriorRidge'"),
+        ({"items": ["[PAD]"]}, "no catalogue"),
+        ({"items": None}, "damaged"),
+        ({"settings": {}}, "damaged"),
+        ({"settings": {"epochs": -1}}, "damaged"),
+        ({"state": {}}, "damaged"),
+        ({"candidates": torch.ones(3)}, "no catalogue"),
+    ],
+)
+def test_a_file_of_something_else(saved, tmp_path, change, said) -> None:
+    content = torch.load(saved("PriorRidge")["saved"], weights_only=True)
+    path = tmp_path / "model.pt"
+    torch.save(content | change, path)
+    refused(lambda: load(path), said, RecboleMetaError)
+    torch.save([1, 2], path)
+    refused(lambda: load(path), "is no saved model")
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_loading_runs_no_code(saved, served, tmp_path) -> None:
+    mark, path = tmp_path / "was here", tmp_path / "model.pt"
+    hostile = Hostile(mark)
+    pickle.loads(pickle.dumps(hostile))
+    assert mark.exists(), "it would have run"
+    mark.unlink()
+    good = torch.load(saved("PriorRidge")["saved"], weights_only=True)
+    for content in (hostile, good | {"about": hostile}):
+        torch.save(content, path)
+        refused(lambda: load(path), str(path))
+        refused(lambda: served("PriorRidge").read_newcomer(path.read_bytes()), "no newcomer")
+    path.write_bytes(pickle.dumps(hostile))
+    refused(lambda: load(path), str(path))
+    assert not mark.exists()
+
+
+def test_recboles_models_are_not_saved(sample_path, tmp_path) -> None:
+    refused(lambda: run("BPR", "tiny", data_path=sample_path, prepared_path=tmp_path, save=True),
+            "BPR cannot be saved", SettingError)  # fmt: skip
+
+
+def test_a_file_holds_nothing_of_the_training_users(saved) -> None:
+    found = saved("MeLU", "user_cold_5_rating")
+    content = torch.load(found["saved"], weights_only=True)
+    n_users = open_prepared(found["prepared"]).description["counts"]["users"]
+    sizes = {size for value in content["state"].values() for size in value.shape}
+    assert not {n_users, n_users + 1} & sizes
+    assert "u001" not in str({k: v for k, v in content.items() if k != "state"})
+
+
+# The command line.
+
+
+def test_adapt_and_info_from_the_command_line(saved, served, capsys) -> None:
+    path, one = saved("CNP")["saved"], served("CNP")
+    items = one.items[1:]
+    likes = f"{items[0]}, {items[1]}"
+    assert (
+        main(["adapt", path, "--likes", likes, "--dislikes", items[2], "--k", "3", "--json"]) == 0
+    )
+    found = [(entry["item"], entry["score"]) for entry in json.loads(capsys.readouterr().out)]
+    assert found == one.adapt(items[:2], [items[2]]).rank(3)
+    assert main(["adapt", path, "--likes", likes, "--only", ",".join(items[3:5])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert {line.split()[1] for line in lines} == set(items[3:5])
+    assert main(["info", path, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["model"], about["dataset"], about["items"]) == ("CNP", "tiny", len(items))
+    assert main(["info", path]) == 0
+    assert "takes" in capsys.readouterr().out
+
+
+def test_ratings_and_features_from_the_command_line(saved, served, capsys) -> None:
+    path, one = saved("MeLU", "user_cold_5_rating")["saved"], served("MeLU", "user_cold_5_rating")
+    item = one.items[1]
+    arguments = ["--ratings", f"{item}=4.0", "--features", "{gender: F}", "--json"]
+    assert main(["adapt", path, *arguments]) == 0
+    found = [(entry["item"], entry["score"]) for entry in json.loads(capsys.readouterr().out)]
+    assert found == one.adapt(ratings={item: 4.0}, features={"gender": "F"}).rank(10)
+    assert found != one.adapt(ratings={item: 4.0}, features={"gender": "M"}).rank(10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--likes", "nothing"], "Unknown items: nothing."),
+        (["--ratings", "a=b"], "item=rating"),
+        (["--features", "[1]"], "--features must be"),
+        (["--k", "0"], "'k' must be at least 1"),
+    ],
+)
+def test_errors_of_the_command_line(saved, capsys, arguments, said) -> None:
+    assert main(["adapt", saved("PriorRidge")["saved"], *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_load_is_at_the_top() -> None:
+    assert recbole_meta.load is load
+    with pytest.raises(AttributeError):
+        recbole_meta.unload  # noqa: B018
