@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from recbole_meta.compat import contained
 from recbole_meta.data.facts import Facts, StoredDataset
@@ -26,6 +27,7 @@ from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender, State
 
 FORMAT = 1
+_SAYS = ("likes", "dislikes", "ratings", "features")  # arguments of adapt
 _DAMAGED = (
     OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
     AttributeError, IndexError,
@@ -107,18 +109,38 @@ class Served:
         except _DAMAGED as error:
             raise DataError(f"The bytes are no newcomer: {error}") from error
 
-    def _newcomer(self, said: dict[int, float], features: dict[str, Any]) -> "Newcomer":
-        model, said = self.model, dict(sorted(said.items()))  # the order never matters
-        ids, labels = list(said) or [0], list(said.values()) or [0.0]
-        kind = torch.get_default_dtype()
-        support = Examples(
-            torch.tensor([ids]), torch.tensor([labels], dtype=kind),
-            torch.full((1, len(ids)), float(bool(said)), dtype=kind), torch.tensor([0]),
-        )  # fmt: skip
+    def adapt_many(
+        self, newcomers: Sequence[Mapping[str, Any]], unknown: str = "error"
+    ) -> "list[Newcomer]":
+        """`adapt` for each one's arguments by name, together: the same but for rounding."""
+        for one in newcomers:
+            for name in one:
+                if name not in _SAYS:
+                    raise SettingError(f"No argument '{name}' of adapt. {nearest(name, _SAYS)}")
+        if not newcomers:
+            return []
+        said = [
+            self._said(
+                one.get("likes", ()), one.get("dislikes", ()), one.get("ratings") or {}, unknown
+            )
+            for one in newcomers
+        ]
+        features = [dict(one.get("features") or {}) for one in newcomers]
+        model = self.model
         with torch.no_grad():
-            x, label, mask, _ = (part[0] for part in model.complete(support))
+            support = model.complete(_support(said))
+            task = torch.stack([model.encode_newcomer(each) for each in features])
+            encoded = support._replace(x=model.encode(support.x), task=task)
+            states = vmap(model.adapt, chunk_size=model.settings.chunk_size)(encoded)
+        apart = [{name: part[n] for name, part in states.items()} for n in range(len(said))]
+        return [Newcomer(self, *each) for each in zip(said, features, apart, strict=True)]
+
+    def _newcomer(self, said: dict[int, float], features: dict[str, Any]) -> "Newcomer":
+        model = self.model
+        with torch.no_grad():
+            support = Examples(*(part[0] for part in model.complete(_support([said]))))
             task = model.encode_newcomer(features)
-            state = model.adapt(Examples(model.encode(x), label, mask, task))
+            state = model.adapt(support._replace(x=model.encode(support.x), task=task))
         return Newcomer(self, said, features, state)
 
     def _said(
@@ -356,6 +378,19 @@ def _described(field: Field) -> dict[str, Any]:
 
 def _tuples(field: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in field.items()}
+
+
+def _support(said: Sequence[Mapping[int, float]]) -> Examples:
+    """What T newcomers said as one padded set, each one's by item, so that the order is nothing."""
+    width = max(1, *map(len, said))
+    x = torch.zeros(len(said), width, dtype=torch.int64)
+    label, mask = torch.zeros(len(said), width), torch.zeros(len(said), width)
+    for task, labels in enumerate(said):
+        n = len(labels)
+        x[task, :n] = torch.tensor(sorted(labels), dtype=torch.int64)
+        label[task, :n] = torch.tensor([labels[item] for item in sorted(labels)])
+        mask[task, :n] = 1
+    return Examples(x, label, mask, torch.zeros(len(said), dtype=torch.int64))
 
 
 def _tokens(name: str, given: Iterable[Any]) -> list[str]:

@@ -157,6 +157,28 @@ def test_adapting_changes_neither_the_model_nor_the_newcomer(served, model) -> N
     assert one.model.support is None
 
 
+@pytest.mark.parametrize("model", RANKERS)
+def test_many_at_once_are_each_as_alone(served, model) -> None:
+    one = served(model)
+    rng = np.random.default_rng(1)
+    said = [{"likes": rng.choice(one.items[1:], n, replace=False).tolist()} for n in (3, 0, 6, 1)]
+    said += [{}, {"dislikes": one.items[4:6]}] if one.model.reads_labels else [{}]
+    for found, each in zip(one.adapt_many(said), said, strict=True):
+        alone = one.adapt(**each)
+        assert found.said == alone.said
+        asked = one.items[1:]
+        assert found.score(asked) == pytest.approx(alone.score(asked), rel=1e-4, abs=1e-5)
+    assert one.adapt_many([]) == []
+
+
+def test_many_raters_with_features(served) -> None:
+    one = served("MAML", "user_cold_5_rating")
+    said = [{"ratings": {one.items[n]: n}, "features": {"gender": "FM"[n % 2]}} for n in (1, 2, 3)]
+    for found, each in zip(one.adapt_many([*said, {}]), [*said, {}], strict=True):
+        asked = one.items[5:9]
+        assert found.score(asked) == pytest.approx(one.adapt(**each).score(asked), rel=1e-4)
+
+
 @pytest.mark.parametrize("model", ["PriorRidge", "MAML", "MetaSGD", "CNP"])
 def test_eight_threads_give_what_one_gives(served, model) -> None:
     one = served(model)
@@ -269,6 +291,8 @@ def test_what_a_newcomer_cannot_say(served) -> None:
         lambda: ridge.adapt().rank(3, new_items={"new": {"a": 1}}), "reads no features of items"
     )
     refused(lambda: ridge.adapt(unknown="drop"), "'unknown' is 'drop'", SettingError)
+    refused(lambda: ridge.adapt_many([{"like": [item]}]), "Did you mean 'likes'", SettingError)
+    refused(lambda: ridge.adapt_many([{}, {"likes": ["none"]}]), "Unknown items: none.")
     with pytest.warns(UserWarning, match="left out: nothing"):
         kept = ridge.adapt(["nothing", item], unknown="ignore")
     assert bits(kept.state) == bits(ridge.adapt([item]).state)
