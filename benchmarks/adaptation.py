@@ -92,18 +92,13 @@ def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]
     learners = [Learner(sweep, judging, split, row) for split in judging.splits]
     about = {"entry": judging.name, "model": row.name, "metric": learners[0].metric}
     for k in learners[0].prepared.shots:
-        own = pooled(learners, k)
-        if learners[0].steps is not None:
-            for n in STEPS:
-                values = np.concatenate([learner.judged(k, steps=n) for learner in learners])
-                yield about | {
-                    "k": k,
-                    "steps": n,
-                    "trained": learners[0].steps,
-                    "mean": mean(values),
-                }
-        if k == 0:
+        if k == 0:  # nothing to adapt to
             continue
+        own = pooled(learners, k)
+        if (trained := learners[0].steps) is not None:
+            for n in STEPS:
+                figure = mean(pooled(learners, k, steps=n))
+                yield about | {"k": k, "steps": n, "trained": trained, "mean": figure}
         for name, control in CONTROLS.items():
             if name == "shuffled" and all(learner.one_label() for learner in learners):
                 continue  # a ranking's support without negatives
