@@ -24,6 +24,7 @@ import torch
 
 from recbole_meta.benchmark import Judging, Row, read_benchmark
 from recbole_meta.choice import choose_model
+from recbole_meta.errors import DataError
 from recbole_meta.evaluation.controls import CONTROLS, Control
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
@@ -97,7 +98,10 @@ def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]
         own = pooled(learners, k)
         if (trained := learners[0].steps) is not None:
             for n in STEPS:
-                figure = mean(pooled(learners, k, steps=n))
+                try:
+                    figure = mean(pooled(learners, k, steps=n))
+                except DataError:  # scores that are no numbers
+                    figure = None
                 yield about | {"k": k, "steps": n, "trained": trained, "mean": figure}
         for name, control in CONTROLS.items():
             if name == "shuffled" and all(learner.one_label() for learner in learners):
@@ -158,7 +162,7 @@ def table(
 
 
 def step_cell(row: dict[str, Any]) -> str:
-    mean = f"{row['mean']:.3f}"
+    mean = "diverges" if row["mean"] is None else f"{row['mean']:.3f}"
     return f"**{mean}**" if row["steps"] == row["trained"] else mean
 
 

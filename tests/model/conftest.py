@@ -69,7 +69,10 @@ def fit() -> Callable[..., Fitted]:
 
     def fitted(prepared: Prepared, name: str, **settings: Any) -> Fitted:
         choice = choose_model(name)
-        few = {"epochs": 1} if load_properties("model", name)["epochs"] else {}
+        page = load_properties("model", name)
+        few = {"epochs": 1} if page["epochs"] else {}
+        if page.get("item_fields"):  # these worlds have ids alone
+            few |= {"item_id": True, "item_fields": False, "user_fields": False}
         k = prepared.shots[0]
         stage = load_stage(choice, prepared, "test", k, 2020, few | settings)
         return Fitted(choice, stage, fit_learner(choice, stage))
