@@ -482,9 +482,8 @@ def _clean(options: argparse.Namespace) -> None:
         for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
             locks += [beside] if not beside.with_suffix("").exists() else []
         _delete(locks)
-        left = sorted({up for path in [*runs, *units, *models, *locks] for up in path.parents})[
-            ::-1
-        ]
+        gone = [*runs, *units, *models, *locks]
+        left = sorted({up for path in gone for up in path.parents}, reverse=True)
         for folder in left:
             if folder.is_relative_to(root) and folder != Path() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -1,0 +1,51 @@
+"""Whether a support helps: the unit is the user, and only who is better has a star."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "adaptation.py"
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("adaptation", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Split:
+    """Stands for a learner of one split."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.values = values
+
+    def judged(self, k: int, **how) -> dict[str, float]:
+        return {user: value + how.get("steps", 0) for user, value in self.values.items()}
+
+
+def test_a_user_of_two_splits_counts_once(program) -> None:
+    splits = [Split({"b": 0.5, "a": 0.25}), Split({"c": 1.0, "a": 0.75})]
+    assert program.pooled(splits, 5).tolist() == [0.5, 0.5, 1.0]
+    assert program.pooled(splits, 5, steps=2).tolist() == [2.5, 2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "star"), [(0.05, 0.001, True), (-0.05, 0.001, False), (0.05, 0.02, False)]
+)
+def test_only_a_gain_has_a_star(program, gain, p, star) -> None:
+    row = {"gain": gain, "low": gain - 0.01, "high": gain + 0.01, "p_holm": p}
+    assert program.control_cell(row).endswith("*") == star
+
+
+def test_the_page_marks_what_was_trained_and_what_diverges(program) -> None:
+    about = {"entry": "time", "model": "MAML", "metric": "mae", "k": 5}
+    found = [about | {"steps": n, "trained": 1, "mean": None if n > 1 else 0.5} for n in range(11)]
+    found.append(about | {"control": "empty", "own": 0.5, "mean": 0.6, "gain": 0.1, "low": 0.05,
+                          "high": 0.15, "p": 0.001, "p_holm": 0.002})  # fmt: skip
+    text = program.page("made", found)
+    cells = ["MAML", "5", "0.500", "**0.500**", *["diverges"] * 9]
+    assert f"| {' | '.join(cells)} |" in text
+    assert "| MAML | 5 | 0.500 |  |  | +0.100 [+0.050, +0.150]* |" in text
