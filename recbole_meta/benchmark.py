@@ -202,7 +202,7 @@ def _check_entry(b: Benchmark, judging: Judging) -> None:
     for split in judging.splits:
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
         for row in rows:
-            check_feedback(choose_model(row.model), protocol.feedback)
+            check_feedback(choose_model(row.model), protocol.feedback, protocol.task)
 
 
 def _check_shots(where: str, judging: Judging, shots: tuple[int, ...]) -> None:

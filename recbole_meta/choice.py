@@ -47,12 +47,12 @@ class ModelChoice:
         """The group it stands in in a table."""
         return self.cls.group if self.ours else "recbole"
 
-    def reads(self, settings: Mapping[str, Any], feedback: str) -> str:
-        """What it reads beside the pairs with these settings, all of them."""
+    def reads(self, settings: Mapping[str, Any], feedback: str, side: str) -> str:
+        """What it reads beside the pairs with these settings, all of them; ``side``: of a task."""
         if self.ours:
             kind = typing.get_type_hints(self.cls)["settings"]
             wanted = {field.name: settings[field.name] for field in fields(kind)}
-            return self.cls.reads_with(read_settings(kind, wanted, self.name), feedback)
+            return self.cls.reads_with(read_settings(kind, wanted, self.name), feedback, side)
         return "+ratings +user fields +item fields" if self.cls.type.name == "CONTEXT" else "ids"
 
     def feedback(self) -> tuple[str, ...]:
@@ -243,8 +243,10 @@ def _check_value(key: str, value: Any, default: Any, where: str) -> None:
         Least(0).check(value, where)
 
 
-def check_feedback(choice: ModelChoice, feedback: str) -> None:
-    """Refuse a model that cannot be judged on this kind of feedback."""
+def check_feedback(choice: ModelChoice, feedback: str, side: str) -> None:
+    """Refuse a model that cannot be judged on this kind of feedback, or with such tasks."""
+    if choice.ours and side not in choice.cls.sides:
+        raise SettingError(f"{choice.name} has no task that is a {side}: choose another protocol.")
     if feedback not in choice.feedback():
         raise SettingError(
             f"{choice.name} cannot be judged on feedback '{feedback}', only on "

@@ -310,11 +310,12 @@ def _prepare(options: argparse.Namespace) -> None:
     )
     about = open_prepared(folder).description
     counts = about["counts"]
-    share = counts["eligible_users"] / counts["users"]
+    tasks = f"{about['task']}s"
+    share = counts[f"eligible_{tasks}"] / counts[tasks]
     print(folder)
     print(
-        f"{counts['rows']} rows, {counts['users']} users ({share:.0%} eligible), "
-        f"{counts['items']} items; "
+        f"{counts['rows']} rows, {counts['users']} users, {counts['items']} items "
+        f"({share:.0%} of the {tasks} eligible); "
         f"cold: {len(about['tasks']['valid'])} valid, {len(about['tasks']['test'])} test"
     )
 

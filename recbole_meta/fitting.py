@@ -289,14 +289,13 @@ def judge_learner(
     """The fitted learner, adapted to the first k rows of each task of a phase, or to what a
     control makes of them.
     """
-    dataset = stage.dataset
-    tokens = dataset.field2token_id
-    users, items = tokens[dataset.uid_field], tokens[dataset.iid_field]
-    model = trainer.model
-    model.observe(read_support(stage.prepared, phase, k, users, items))
+    dataset, model = stage.dataset, trainer.model
+    ids = dataset.field2token_id
+    tasks, others = ids[model.TASK_ID], ids[model.OTHER_ID]
+    model.observe(read_support(stage.prepared, phase, k, tasks, others))
     if control is not None:
-        tasks = torch.tensor([users[user] for user in stage.prepared.tasks(phase)])
-        model.support = control(model.support, tasks.to(model.device))
+        judged = torch.tensor([tasks[task] for task in stage.prepared.tasks(phase)])
+        model.support = control(model.support, judged.to(model.device))
     judge = Judge(stage.prepared, phase, k, dataset, choice.name)
     with contained():
         return judge_model(trainer, judge, stage.data[phase])

@@ -9,7 +9,7 @@ from recbole_meta.checkpoint import finish
 from recbole_meta.choice import ModelChoice, check_feedback, check_settings, choose_model
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
-from recbole_meta.data.protocol import UserCold
+from recbole_meta.data.protocol import ColdStart
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
 from recbole_meta.serving import model_bytes
@@ -93,9 +93,12 @@ def _save(path: Path, trainer: Trainer, stage: Stage) -> None:
     about = {key: prepared.description[key] for key in ("dataset", "protocol")}
     about |= {"prepared": prepared.name, "sha256": prepared.sha256, "seed": config["seed"]}
     about |= {"versions": versions(), "commit": commit()}
-    content = model_bytes(
-        trainer.model, stage.dataset, prepared.feedback, prepared.candidates("test"), about
-    )
+    if prepared.side == "user":
+        candidates = prepared.candidates("test")
+    else:
+        candidates = set(prepared.warm_rows("test")["user"])
+    content = model_bytes(trainer.model, stage.dataset, prepared.feedback, candidates, about)
+    trainer.model.encode_newcomer({})  # refuses where it cannot be asked about newcomers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -109,13 +112,13 @@ def check_run(
     given: Mapping[str, Any],
     device: str = "cpu",
     threads: int | None = None,
-) -> tuple[ModelChoice, UserCold, dict[str, Any]]:
+) -> tuple[ModelChoice, ColdStart, dict[str, Any]]:
     """The model, the protocol and the model's settings, checked before any data is read."""
     ours, theirs = split_settings(protocol, given)
     choice = choose_model(model)
     check_settings(choice, theirs, protocol_settings(protocol))
     made = read_protocol(protocol, **ours)
-    check_feedback(choice, made.feedback)
+    check_feedback(choice, made.feedback, made.task)
     check_device(device)
     with thread_limit(threads):
         return choice, made, theirs

@@ -2,6 +2,9 @@
 
 ``load(path)`` needs no data set. A newcomer is a value: adapting never changes the model, updating
 gives another newcomer, so any number of threads may serve from one model.
+
+Where items were cold in training the newcomer is an item: ``likes`` are users who took it, and the
+ranking is of users, those who would take it first.
 """
 
 import io
@@ -26,7 +29,7 @@ from recbole_meta.errors import DataError, RecboleMetaError, SettingError, neare
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender, State
 
-FORMAT = 1
+FORMAT = 2
 _SAYS = ("likes", "dislikes", "ratings", "features")  # arguments of adapt
 _DAMAGED = (
     OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
@@ -51,7 +54,7 @@ class Served:
         self._id = {token: place for place, token in enumerate(self.items) if place}
         self._place = np.argsort(np.argsort(np.array(self.items)))  # [I] among tokens, for ties
         with torch.no_grad():
-            self.encoded = model.encode(model.all_items)  # [I, ..]
+            self.encoded = model.encode(model.all_others)  # [I, ..]
 
     def adapt(
         self,
@@ -75,7 +78,7 @@ class Served:
         takes = ["ratings"] if self.feedback == "rating" else ["likes"]
         takes += ["dislikes"] if self.feedback != "rating" and model.reads_labels else []
         fields = {"user": [], "item": []} if facts is None else {
-            "user": [field.name for field in facts.user_fields],
+            "user": [field.name for field in facts.user_fields if field.name != model.USER_ID],
             "item": [field.name for field in facts.item_fields if field.name != model.ITEM_ID],
         }  # fmt: skip
         return {
@@ -85,7 +88,8 @@ class Served:
             ],
             "takes": takes,
             "ratings from, to": None if self.bounds is None else list(self.bounds),
-            "items": len(self.items) - 1,
+            "newcomers are": f"{model.side}s",
+            "items" if model.side == "user" else "users": len(self.items) - 1,
             "candidates": int(self.candidate.sum()),
             "features of users": fields["user"],
             "features of items": fields["item"],
@@ -273,7 +277,7 @@ class Newcomer:
             else:
                 scores = model.score(self.state, everything[ids])
             if new:
-                fresh = model.score(self.state, model.encode_new_items(new))
+                fresh = model.score(self.state, model.encode_new_others(new))
                 scores = torch.cat([scores, fresh])
             return model.output(scores)
 
@@ -311,22 +315,26 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
     known = our_models()
     if content["model"] not in known:
         raise DataError(f"Unknown model '{content['model']}'. {nearest(content['model'], known)}")
-    state, facts = content["state"], None
+    side, state, facts = content["side"], content["state"], None
     if content["facts"] is not None:
-        found = content["facts"]
-        items = [
-            Field(values=state[f"item_embedding.values_{n}"], **_tuples(field))
-            for n, field in enumerate(found["item_fields"])
-        ]
-        users = [Field(values=torch.zeros(1), **_tuples(field)) for field in found["user_fields"]]
-        users = [field._replace(values=field.unknown().unsqueeze(0)) for field in users]
-        facts = Facts(content["feedback"], 0.0, state["pool"], items, users)
+        fields = {
+            kind: [
+                _field(described, None if kind == side else state[f"{kind}_embedding.values_{n}"])
+                for n, described in enumerate(content["facts"][f"{kind}_fields"])
+            ]
+            for kind in ("item", "user")
+        }
+        pool = state["pool"]
+        facts = Facts(side, content["feedback"], 0.0, pool, fields["item"], fields["user"])
     user, item = content["user_field"], content["item_field"]
     config = content["settings"] | {
         "USER_ID_FIELD": user, "ITEM_ID_FIELD": item,
         "NEG_PREFIX": "neg_", "device": torch.device("cpu"),
     }  # fmt: skip
-    stored = StoredDataset(user, item, len(content["items"]), facts)
+    sizes = {user: 1, item: len(content["items"])}
+    if side == "item":
+        sizes = {item: 1, user: len(content["items"])}
+    stored = StoredDataset(side, sizes, facts)
     model: MetaRecommender = known[content["model"]](config, stored)
     model.load_state_dict(state)
     model.eval()
@@ -336,8 +344,8 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
 def model_bytes(
     model: MetaRecommender, dataset: Any, feedback: str, candidates: Collection[str], about: Any
 ) -> bytes:
-    """A fitted model with all that serving it needs, the training users' own data not among it."""
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    """A fitted model with all that serving it needs, the training tasks' own data not among it."""
+    tokens = [str(token) for token in dataset.field2id_token[model.OTHER_ID]]
     facts = getattr(model, "facts", None)
     rating = dataset.config["RATING_FIELD"]
     bounds = None
@@ -351,6 +359,7 @@ def model_bytes(
         "settings": {k: list(v) if isinstance(v, tuple) else v
                      for k, v in asdict(model.settings).items()},
         "feedback": feedback,
+        "side": model.side,
         "user_field": dataset.uid_field,
         "item_field": dataset.iid_field,
         "items": tokens,
@@ -376,8 +385,11 @@ def _described(field: Field) -> dict[str, Any]:
     }
 
 
-def _tuples(field: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in field.items()}
+def _field(described: Mapping[str, Any], values: Tensor | None) -> Field:
+    """The field with these values, or with those of a newcomer who says nothing."""
+    said = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+    field = Field(values=torch.zeros(1), **said)
+    return field._replace(values=field.unknown().unsqueeze(0) if values is None else values)
 
 
 def _support(said: Sequence[Mapping[int, float]]) -> Examples:

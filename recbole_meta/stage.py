@@ -56,7 +56,7 @@ def stage_config(
     device: str = "cpu",
 ) -> Any:
     """RecBole's Config of a model on the training file of (phase, k)."""
-    check_feedback(choice, prepared.feedback)
+    check_feedback(choice, prepared.feedback, prepared.side)
     n_items = prepared.description["counts"]["items"] + 1
     values = {
         "eval_batch_size": n_items * _USERS_PER_BATCH

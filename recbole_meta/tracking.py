@@ -53,7 +53,7 @@ def write_run(
     result = {
         "model": choice.name,
         "group": choice.group,
-        "reads": choice.reads(outcome.settings, prepared.feedback),
+        "reads": choice.reads(outcome.settings, prepared.feedback, prepared.side),
         "dataset": about["dataset"],
         "protocol": about["protocol"],
         "order": about["settings"]["order"],

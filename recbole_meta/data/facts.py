@@ -16,25 +16,32 @@ from recbole_meta.data.warm import warm_users
 class Facts:
     """What training says of items, users and labels."""
 
+    side: str  # user | item: who is a task
     judged: str  # implicit | rating | label
     label_mean: float  # of ratings; 0 otherwise
-    pool: Tensor  # ids of the items that warm users have
+    pool: Tensor  # ids of the items that warm users have, or of the users that warm items have
     item_fields: list[Field]
-    user_fields: list[Field]  # users have no id of their own: a newcomer's is never met
+    user_fields: list[Field]  # tasks have no id of their own: a newcomer's is never met
 
 
 class StoredDataset:
-    """Stands for the dataset where a model is built from a file: the sizes that RecBole asks for,
-    and the facts.
+    """Stands for the dataset where a model is built from a file: who is a task, the sizes that
+    RecBole asks for, and the facts.
     """
 
-    def __init__(self, user_field: str, item_field: str, n_items: int, facts: Facts | None) -> None:
-        self.sizes = {user_field: 1, item_field: n_items}
-        self.facts = facts
+    def __init__(self, side: str, sizes: dict[str, int], facts: Facts | None) -> None:
+        self.side, self.sizes, self.facts = side, sizes, facts
 
     def num(self, field: str) -> int:
-        """The number of users (padding alone) or items."""
+        """The number of users or items; of the tasks: padding alone."""
         return self.sizes[field]
+
+
+def task_side(dataset: "Dataset | StoredDataset") -> str:
+    """Who is a task: user | item."""
+    if isinstance(dataset, StoredDataset):
+        return dataset.side
+    return open_prepared(dataset.config["prepared"]).side
 
 
 def read_facts(dataset: "Dataset | StoredDataset", settings: Any) -> Facts:
@@ -42,18 +49,18 @@ def read_facts(dataset: "Dataset | StoredDataset", settings: Any) -> Facts:
     if isinstance(dataset, StoredDataset):
         assert dataset.facts is not None, "the file has them"
         return dataset.facts
-    warm = warm_users(dataset)
+    warm, prepared = warm_users(dataset), open_prepared(dataset.config["prepared"])
+    side, judged = prepared.side, prepared.feedback
     known = {"item": torch.zeros(dataset.item_num, dtype=torch.bool),
              "user": torch.zeros(dataset.user_num, dtype=torch.bool)}  # fmt: skip
-    known["item"][torch.from_numpy(warm.item)] = True
-    known["user"][torch.from_numpy(warm.ids)] = True
-    judged = open_prepared(dataset.config["prepared"]).feedback
+    known[prepared.other_side][torch.from_numpy(warm.item)] = True
+    known[side][torch.from_numpy(warm.ids)] = True
+    item_id, user_id = settings.item_id and side == "user", settings.user_id and side == "item"
     return Facts(
+        side,
         judged,
         float(warm.target.mean()) if judged == "rating" else 0.0,
-        known["item"].nonzero().squeeze(-1),
-        read_fields(
-            dataset, dataset.iid_field, known["item"], settings.item_id, settings.item_fields
-        ),
-        read_fields(dataset, dataset.uid_field, known["user"], False, settings.user_fields),
+        known[prepared.other_side].nonzero().squeeze(-1),
+        read_fields(dataset, dataset.iid_field, known["item"], item_id, settings.item_fields),
+        read_fields(dataset, dataset.uid_field, known["user"], user_id, settings.user_fields),
     )

@@ -22,12 +22,13 @@ import yaml
 from filelock import FileLock
 
 from recbole_meta.data.atomic import MISSING, PADDING, AtomicFile, write_file
+from recbole_meta.data.items import BothCold, ItemCold
 from recbole_meta.data.protocol import (
     Floats,
     Ints,
     Rows,
     Split,
-    UserCold,
+    ColdStart,
     UserColdCurve,
     UserColdGlobal,
     UserColdK,
@@ -39,8 +40,9 @@ from recbole_meta.settings import load_properties, load_yaml, names, read_settin
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
-PROTOCOLS: dict[str, type[UserCold]] = {
-    cls.kind: cls for cls in (UserColdK, UserColdCurve, UserColdGlobal, FourStates)
+PROTOCOLS: dict[str, type[ColdStart]] = {
+    cls.kind: cls
+    for cls in (UserColdK, UserColdCurve, UserColdGlobal, FourStates, ItemCold, BothCold)
 }
 LABEL = "label"
 _COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
@@ -58,7 +60,7 @@ class DataFields:
     item_features: tuple[str, ...]
 
 
-def read_protocol(name: str, **settings: Any) -> UserCold:
+def read_protocol(name: str, **settings: Any) -> ColdStart:
     """The protocol of ``properties/protocol/<name>.yaml`` with some settings changed."""
     values = load_properties("protocol", name) | settings
     kind = str(values.pop("kind", None))
@@ -105,7 +107,7 @@ def _roots(data_path: str | Path) -> list[Path]:
 
 def prepare(
     dataset: str,
-    protocol: UserCold,
+    protocol: ColdStart,
     protocol_name: str,
     data_path: str | Path = "dataset",
     prepared_path: str | Path = "dataset/prepared",
@@ -142,7 +144,7 @@ def prepare(
 
 
 def content_key(
-    dataset: str, protocol: UserCold, fields: DataFields, inputs: dict[str, str]
+    dataset: str, protocol: ColdStart, fields: DataFields, inputs: dict[str, str]
 ) -> str:
     """Eight hex digits over everything that the folder's bytes depend on."""
     settings = [FORMAT, dataset, protocol.kind, asdict(protocol), asdict(fields), inputs]
@@ -164,7 +166,7 @@ def _write_whole(
     folder: Path,
     dataset: str,
     protocol_name: str,
-    protocol: UserCold,
+    protocol: ColdStart,
     fields: DataFields,
     files: dict[str, Path],
     inputs: dict[str, str],
@@ -202,7 +204,7 @@ def _write_whole(
 
 
 def read_rows(
-    path: Path, protocol: UserCold, fields: DataFields
+    path: Path, protocol: ColdStart, fields: DataFields
 ) -> tuple[AtomicFile, Rows, dict[str, list[str]]]:
     """The file cut to the protocol's input rows, their codes, and the tokens of users and items."""
     file = AtomicFile(path)
@@ -330,7 +332,7 @@ def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
 
 
 def _repeats(
-    pairs: pd.DataFrame, time: Floats | None, file: AtomicFile, protocol: UserCold
+    pairs: pd.DataFrame, time: Floats | None, file: AtomicFile, protocol: ColdStart
 ) -> Ints:
     """The rows that leave because their (user, item) pair stands in another one.
 
@@ -391,7 +393,7 @@ def _write_side(
 
 
 def recbole_settings(
-    name: str, protocol: UserCold, fields: DataFields, files: dict[str, Path]
+    name: str, protocol: ColdStart, fields: DataFields, files: dict[str, Path]
 ) -> dict[str, Any]:
     """What makes plain RecBole read the folder: columns, files, no filter, no normalisation."""
     k = protocol.support_sizes[-1]
@@ -438,7 +440,7 @@ def recbole_settings(
 def _describe(
     dataset: str,
     protocol_name: str,
-    protocol: UserCold,
+    protocol: ColdStart,
     fields: DataFields,
     split: Split,
     tokens: dict[str, list[str]],
@@ -446,14 +448,14 @@ def _describe(
     n_rows: int,
 ) -> dict[str, Any]:
     """``protocol.json`` without its digests: what was made of what, and who is cold."""
-    return {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "dataset": dataset,
         "protocol": protocol_name,
         "kind": protocol.kind,
         "settings": asdict(protocol),
         "fields": asdict(fields),
-        "task": "user",
+        "task": protocol.task,
         "shots": list(protocol.support_sizes),
         "query_start": protocol.query_start,
         "horizon": protocol.query_horizon,
@@ -463,13 +465,20 @@ def _describe(
         "cut": split.cut,
         "counts": {
             "rows": n_rows,
-            "users": split.users,
+            "users": len(tokens["user"]),
             "items": len(tokens["item"]),
-            "eligible_users": split.eligible,
+            f"eligible_{protocol.task}s": split.eligible,
             "rows_of": {name: len(rows) for name, rows in split.files.items()},
         },
         "tasks": {
-            phase: [tokens["user"][user] for user in users] for phase, users in split.tasks.items()
+            phase: [tokens[protocol.task][task] for task in tasks]
+            for phase, tasks in split.tasks.items()
         },
         "inputs": inputs,
     }
+    if split.cold_items:
+        described["cold_items"] = {
+            phase: [tokens["item"][item] for item in items]
+            for phase, items in split.cold_items.items()
+        }
+    return described

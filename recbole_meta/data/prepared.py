@@ -34,6 +34,8 @@ class Prepared:
         about = self.description
         self.name = self.path.name
         self.feedback: str = about["settings"]["feedback"]
+        self.side: str = about["task"]  # user | item: who is cold and adapts
+        self.other_side = "item" if self.side == "user" else "user"
         self.shots: tuple[int, ...] = tuple(about["shots"])
         self.query_start: int = about["query_start"]
         self.horizon: int | None = about["horizon"]
@@ -59,8 +61,14 @@ class Prepared:
         return str(self.description["sha256"])
 
     def tasks(self, phase: str) -> list[str]:
-        """The cold users of a phase, tokens ascending."""
+        """The cold users, or items, of a phase, tokens ascending."""
         return list(self.description["tasks"][phase])
+
+    def judged(self, phase: str) -> list[str]:
+        """The users who rank or rate in a phase, tokens ascending."""
+        if self.side == "user":
+            return self.tasks(phase)
+        return sorted(set(self.rows(phase)["user"]))
 
     def train_name(self, phase: str, k: int) -> str:
         """The name of the training file that a phase is judged from at k shots."""
@@ -68,7 +76,9 @@ class Prepared:
 
     @cache  # noqa: B019 - a folder is read once and kept
     def rows(self, name: str) -> pd.DataFrame:
-        """The columns user, item (tokens), position, and time, target where there are such."""
+        """The columns user, item (tokens), position among the task's rows, and time, target where
+        there are such.
+        """
         file = AtomicFile(self.path / f"{self.name}.{name}.inter")
         wanted = file.read([self.fields.user, self.fields.item])
         frame = pd.DataFrame(
@@ -78,7 +88,7 @@ class Prepared:
             frame["time"] = file.numbers(str(self.fields.time))
         if self.feedback != "implicit":
             frame["target"] = file.numbers(self.target)
-        frame["position"] = frame.groupby("user", sort=False).cumcount()
+        frame["position"] = frame.groupby(self.side, sort=False).cumcount()
         return frame
 
     @property
@@ -87,7 +97,7 @@ class Prepared:
         return LABEL if self.feedback == "label" else str(self.fields.rating)
 
     def support(self, phase: str, k: int) -> pd.DataFrame:
-        """The first k rows of each cold user of a phase."""
+        """The first k rows of each task of a phase."""
         rows = self.early_rows(phase)
         return rows[rows["position"] < k]
 
@@ -98,7 +108,7 @@ class Prepared:
         has_reserve = ".reserved.inter" in self.description["outputs"]
         name = "reserved" if has_reserve else self.train_name(phase, self.shots[-1])
         rows = self.rows(name)
-        return rows[rows["user"].isin(self.tasks(phase))]
+        return rows[rows[self.side].isin(self.tasks(phase))]
 
     def _phases_of(self, phase: str) -> list[str]:
         """The phases whose tasks are judged from the phase's training file."""
@@ -117,9 +127,9 @@ class Prepared:
         rows = self.rows(self.train_name(phase, self.shots[0]))
         return rows[~_pairs(rows).isin(_pairs(self.support_in_train(phase)))]
 
-    def cold_users(self, phase: str) -> set[str]:
+    def cold_tasks(self, phase: str) -> set[str]:
         """The tasks that are judged from the phase's training file."""
-        return {user for other in self._phases_of(phase) for user in self.tasks(other)}
+        return {task for other in self._phases_of(phase) for task in self.tasks(other)}
 
     @cached_property
     def catalogue(self) -> list[str]:
@@ -128,9 +138,11 @@ class Prepared:
         return list(file.read([self.fields.item])[self.fields.item])
 
     def candidates(self, phase: str) -> set[str]:
-        """The items that may be ranked (before a task's own reserve and support leave)."""
+        """The items that may be ranked (before a user's own reserve and support leave)."""
         if self.description["candidates"] == "catalogue":
             return set(self.catalogue)
+        if self.description["candidates"] == "cold":
+            return set(self.description["cold_items"][phase])
         return set(self.warm_rows(phase)["item"])
 
     def check_leaks(self) -> None:
@@ -140,8 +152,8 @@ class Prepared:
             if query.empty:
                 raise DataError(f"{self.name}: phase '{phase}' has no query row.")
             tasks = self.tasks(phase)
-            if set(self.rows(phase)["user"]) != set(tasks):
-                raise LeakError(f"{self.name}: the users of '{phase}' are not its tasks.")
+            if set(self.rows(phase)[self.side]) != set(tasks):
+                raise LeakError(f"{self.name}: the {self.side}s of '{phase}' are not its tasks.")
             for k in self.shots:
                 self._check_training_file(phase, k, query)
             known = _pairs(self.early_rows(phase)).intersection(query)
@@ -166,30 +178,32 @@ class Prepared:
         self._check_support(phase, k, rows)
         cut = self.description["cut"].get(phase)
         if cut is not None:
-            late = rows[~rows["user"].isin(self.cold_users(phase)) & (rows["time"] >= cut)]
+            late = rows[~rows["user"].isin(self.cold_tasks(phase)) & (rows["time"] >= cut)]
             if len(late):
                 raise LeakError(
                     f"{self.name}: {len(late)} training rows of '{name}' lie after the cut {cut}."
                 )
 
     def _check_support(self, phase: str, k: int, rows: pd.DataFrame) -> None:
-        """A cold user has its support rows in the training file and no other; of cold items the
-        file has support rows alone.
+        """A task has its support rows in the training file and no other; of cold items the file
+        has support rows alone.
         """
-        name, support = self.train_name(phase, k), self.support(phase, k)
+        name, support, side = self.train_name(phase, k), self.support(phase, k), self.side
         state = self.description["settings"].get("state", "cw")
         if state[0] == "c":
-            per_task = rows["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
-            wanted = support["user"].value_counts().reindex(self.tasks(phase), fill_value=0)
+            per_task = rows[side].value_counts().reindex(self.tasks(phase), fill_value=0)
+            wanted = support[side].value_counts().reindex(self.tasks(phase), fill_value=0)
             if not self.held_out:
                 wanted[:] = k
             wrong = per_task != wanted
             if wrong.any():
-                user = per_task.index[wrong.to_numpy()][0]
+                task = per_task.index[wrong.to_numpy()][0]
                 raise LeakError(
-                    f"{self.name}: user '{user}' of '{phase}' has {per_task[user]} rows in "
-                    f"'{name}', not {wanted[user]}: a test user must not be met in training."
+                    f"{self.name}: {side} '{task}' of '{phase}' has {per_task[task]} rows in "
+                    f"'{name}', not {wanted[task]}: a test {side} must not be met in training."
                 )
+        if side == "user" and "cold_items" in self.description:
+            self._check_met(phase, name, rows, self.candidates(phase))
         if not self.held_out:
             return
         absent = ~_pairs(support).isin(_pairs(rows))
@@ -201,12 +215,15 @@ class Prepared:
             )
         if state[1] == "c":
             warm = rows[~_pairs(rows).isin(_pairs(support))]
-            met = set(warm["item"]) & {*self.rows(phase)["item"], *support["item"]}
-            if met:
-                raise LeakError(
-                    f"{self.name}: {len(met)} cold items of '{phase}' are in '{name}', e.g. "
-                    f"'{min(met)}': a cold item must not be met in training."
-                )
+            self._check_met(phase, name, warm, {*self.rows(phase)["item"], *support["item"]})
+
+    def _check_met(self, phase: str, name: str, rows: pd.DataFrame, cold: set[str]) -> None:
+        met = set(rows["item"]) & cold
+        if met:
+            raise LeakError(
+                f"{self.name}: {len(met)} cold items of '{phase}' are in '{name}', e.g. "
+                f"'{min(met)}': a cold item must not be met in training."
+            )
 
     def _check_polarity(self) -> None:
         ((field, least),) = self.description["settings"]["label"].items()

@@ -13,7 +13,7 @@ sorted as strings; users with too few rows are not eligible and stay warm.
   rows strictly before its own first event and nothing else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -41,6 +41,15 @@ class Rows:
     cold_user: Mask | None = None  # [users] as a given file says
     cold_item: Mask | None = None  # [items]
 
+    def turned(self) -> "Rows":
+        """Users and items change places."""
+        return Rows(self.item, self.user, self.time, self.item_key, self.user_key)
+
+    def of(self, chosen: Ints) -> "Rows":
+        """These rows of the same users and items."""
+        time = None if self.time is None else self.time[chosen]
+        return replace(self, user=self.user[chosen], item=self.item[chosen], time=time)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -51,12 +60,12 @@ class Split:
     tasks: dict[str, Ints]  # phase -> cold users, ascending
     cut: dict[str, float]  # phase -> no training row is as late as this time (global only)
     eligible: int
-    users: int
+    cold_items: dict[str, Ints] = field(default_factory=dict)  # phase -> items, where they are cold
 
 
 @dataclass(frozen=True)
-class UserCold:
-    """What every user-cold protocol says."""
+class ColdStart:
+    """What every cold-start protocol says."""
 
     feedback: Literal["implicit", "rating", "label"]  # what is judged: a ranking, ratings or labels
     threshold: dict[str, float]  # rows below it are dropped first, e.g. {rating: 4}
@@ -67,7 +76,9 @@ class UserCold:
     split: int  # which fold, which seed of users (seed + split), or which block
 
     kind: ClassVar[str]
-    candidates: ClassVar[Literal["catalogue", "train"]]  # every item, or the items of warm rows
+    task: ClassVar[Literal["user", "item"]] = "user"  # who is new, and adapts
+    candidates: ClassVar[Literal["catalogue", "train", "cold"]]  # every item, those of warm rows,
+    # or the cold items of the phase
 
     def __post_init__(self) -> None:
         if len(self.label) != (self.feedback == "label"):
@@ -104,7 +115,7 @@ class UserCold:
 
 
 @dataclass(frozen=True)
-class UserColdK(UserCold):
+class UserColdK(ColdStart):
     """Support = the first k rows of a cold user, query = all later ones."""
 
     shots: int
@@ -115,7 +126,7 @@ class UserColdK(UserCold):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_users(self.shots, self.folds, self.split)
+        check_draw(self.shots, self.folds, self.split)
 
     @property
     def support_sizes(self) -> tuple[int, ...]:
@@ -126,19 +137,17 @@ class UserColdK(UserCold):
         return self.shots
 
     def apply(self, rows: Rows) -> Split:
-        history = History(rows, self.order, _seed(self))
+        history = History(rows, self.order, order_seed(self.seed, self.split, self.folds))
         cold = draw(history.eligible(self.shots + 1), self.seed, self.split, self.folds)
         is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
         files = {"train": history.rows(~is_cold | (history.position < self.shots))}
         for phase, users in cold.items():
             files[phase] = history.rows(history.belongs(users) & (history.position >= self.shots))
-        return Split(
-            files, dict.fromkeys(PHASES, "train"), cold, {}, history.n_eligible, history.n_users
-        )
+        return Split(files, dict.fromkeys(PHASES, "train"), cold, {}, history.n_eligible)
 
 
 @dataclass(frozen=True)
-class _Curve(UserCold):
+class _Curve(ColdStart):
     shots: tuple[int, ...]
     reserve: int  # the first rows of a task, never candidates
     horizon: int | None  # rows of the primary query after the reserve; ~: all
@@ -148,10 +157,7 @@ class _Curve(UserCold):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shots or len(set(self.shots)) < len(self.shots) or min(self.shots) < 0:
-            raise SettingError(f"'shots' must be different numbers >= 0, found {self.shots}.")
-        if max(self.shots) > self.reserve:
-            raise SettingError(f"'shots' {max(self.shots)} is larger than reserve {self.reserve}.")
+        check_shots(self.shots, self.reserve)
         least = self.reserve + (1 if self.horizon is None else self.horizon)
         if (self.horizon is not None and self.horizon < 1) or self.eligible < least:
             raise SettingError(
@@ -171,15 +177,6 @@ class _Curve(UserCold):
     def query_horizon(self) -> int | None:
         return self.horizon
 
-    def _cold_files(self, history: "History", cold: dict[str, Ints]) -> dict[str, Ints]:
-        """The reserve of both phases, and each phase's rows after it."""
-        early = history.position < self.reserve
-        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
-        files = {"reserved": history.rows(is_cold & early)}
-        for phase, users in cold.items():
-            files[phase] = history.rows(history.belongs(users) & ~early)
-        return files
-
 
 @dataclass(frozen=True)
 class UserColdCurve(_Curve):
@@ -191,18 +188,16 @@ class UserColdCurve(_Curve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_users(max(self.shots), self.folds, self.split)
+        check_draw(max(self.shots), self.folds, self.split)
 
     def apply(self, rows: Rows) -> Split:
-        history = History(rows, self.order, _seed(self))
+        history = History(rows, self.order, order_seed(self.seed, self.split, self.folds))
         cold = draw(history.eligible(self.eligible), self.seed, self.split, self.folds)
-        files = self._cold_files(history, cold)
+        files = history.cold_files(cold, self.reserve)
         is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
         for k in self.support_sizes:
             files[f"train_{k}"] = history.rows(~is_cold | (history.position < k))
-        return Split(
-            files, dict.fromkeys(PHASES, "train_{k}"), cold, {}, history.n_eligible, history.n_users
-        )
+        return Split(files, dict.fromkeys(PHASES, "train_{k}"), cold, {}, history.n_eligible)
 
 
 @dataclass(frozen=True)
@@ -248,20 +243,21 @@ class UserColdGlobal(_Curve):
                     f"No row lies before the first event of block {block + 1} (time {cut[phase]}): "
                     "nothing to train on."
                 )
-        files = self._cold_files(history, cold)
+        files = history.cold_files(cold, self.reserve)
         for phase, name in (("valid", "train"), ("test", "refit")):
             is_cold = history.belongs(cold[phase])
             for k in self.support_sizes:
                 support = is_cold & (history.position < k)
                 files[f"{name}_{k}"] = history.rows(warm[phase] | support)
         train = {"valid": "train_{k}", "test": "refit_{k}"}
-        return Split(files, train, cold, cut, history.n_eligible, history.n_users)
+        return Split(files, train, cold, cut, history.n_eligible)
 
 
 class History:
     """The rows by user, and inside a user in the protocol's order."""
 
-    def __init__(self, rows: Rows, order: str, seed: int) -> None:
+    def __init__(self, rows: Rows, order: str, seed: int, task: str = "user") -> None:
+        self._task = task
         keys: list[npt.NDArray[np.generic]] = [pair_hash(rows, seed)]
         if order == "time":
             if rows.time is None:
@@ -281,7 +277,7 @@ class History:
         users = np.flatnonzero(self.length >= least)
         if not len(users):
             raise DataError(
-                f"No user has the {least} rows that this protocol needs: the longest history has "
+                f"No {self._task} has the {least} rows that this protocol needs: the longest history has "
                 f"{self.length.max(initial=0)}."
             )
         self.n_eligible = len(users)
@@ -299,6 +295,15 @@ class History:
     def rows(self, chosen: Mask) -> Ints:
         """Row numbers of the input."""
         return self._order[chosen]
+
+    def cold_files(self, cold: dict[str, Ints], reserve: int) -> dict[str, Ints]:
+        """The reserve of both phases, and each phase's rows after it."""
+        early = self.position < reserve
+        is_cold = self.belongs(cold["valid"]) | self.belongs(cold["test"])
+        files = {"reserved": self.rows(is_cold & early)}
+        for phase, users in cold.items():
+            files[phase] = self.rows(self.belongs(users) & ~early)
+        return files
 
 
 def draw(eligible: Ints, seed: int, split: int, folds: int) -> dict[str, Ints]:
@@ -338,15 +343,24 @@ def _members(users: Ints, n_users: int) -> Mask:
     return member
 
 
-def _seed(protocol: UserColdK | UserColdCurve) -> int:
+def order_seed(seed: int, split: int, folds: int) -> int:
     """Folds share one order of rows; random splits draw it anew."""
-    return protocol.seed if protocol.folds else protocol.seed + protocol.split
+    return seed if folds else seed + split
 
 
-def _check_users(shots: int, folds: int, split: int) -> None:
+def check_draw(shots: int, folds: int, split: int) -> None:
+    """Refuse what `draw` cannot."""
     if shots < 0:
         raise SettingError(f"'shots' must be >= 0, found {shots}.")
     if folds < 0 or folds == 1:
         raise SettingError(f"'folds' must be 0 (random splits) or at least 2, found {folds}.")
     if folds and split >= folds:
         raise SettingError(f"'split' must be below folds {folds}, found {split}.")
+
+
+def check_shots(shots: tuple[int, ...], reserve: int) -> None:
+    """Refuse supports that are larger than the reserve that they are taken from."""
+    if not shots or len(set(shots)) < len(shots) or min(shots) < 0:
+        raise SettingError(f"'shots' must be different numbers >= 0, found {shots}.")
+    if max(shots) > reserve:
+        raise SettingError(f"'shots' {max(shots)} is larger than reserve {reserve}.")

@@ -28,7 +28,7 @@ from recbole_meta.data.protocol import (
     Mask,
     Rows,
     Split,
-    UserCold,
+    ColdStart,
     draw,
     pair_hash,
 )
@@ -39,7 +39,7 @@ _VALID_ITEMS = 0.2  # of the existing items, the latest
 
 
 @dataclass(frozen=True)
-class FourStates(UserCold):
+class FourStates(ColdStart):
     """One state; tasks are users."""
 
     state: Literal["ww", "cw", "wc", "cc"]  # users, then items: warm or cold
@@ -182,4 +182,4 @@ class FourStates(UserCold):
             kept = (train[phase] & ~hidden[phase]) | support[phase]
             files[f"{name}_{self.support_sizes[0]}"] = order[kept[order]]
         names = {"valid": "train_{k}", "test": "refit_{k}"}
-        return Split(files, names, tasks, {}, eligible, len(rows.user_key))
+        return Split(files, names, tasks, {}, eligible)

@@ -1,4 +1,4 @@
-"""The support of cold users as one padded table, indexed by RecBole's user id."""
+"""The support of tasks as one padded table, indexed by RecBole's id of the user or item."""
 
 import numpy as np
 import torch
@@ -8,20 +8,25 @@ from recbole_meta.episode import Examples
 
 
 def read_support(
-    prepared: Prepared, phase: str, k: int, users: dict[str, int], items: dict[str, int]
+    prepared: Prepared, phase: str, k: int, tasks: dict[str, int], others: dict[str, int]
 ) -> Examples:
-    """The first k rows of each cold user, [n_users, max(k, 1)]; other users' mask is all zero.
+    """The first k rows of each cold user, [n_tasks, max(k, 1)]; other users' mask is all zero.
+    Where items are cold, the first k rows of every item that is met in training.
 
-    ``users`` and ``items`` map tokens to RecBole's ids. The label is 1 where the feedback is a
+    ``tasks`` and ``others`` map tokens to RecBole's ids. The label is 1 where the feedback is a
     ranking.
     """
-    rows = prepared.support(phase, k)
-    user = rows["user"].map(users).to_numpy(dtype=np.int64)
+    if prepared.side == "user":
+        rows = prepared.support(phase, k)
+    else:
+        rows = prepared.rows(prepared.train_name(phase, k))
+        rows = rows[rows["position"] < k]
+    task = rows[prepared.side].map(tasks).to_numpy(dtype=np.int64)
     place = rows["position"].to_numpy()
-    shape = (len(users), max(k, 1))
+    shape = (len(tasks), max(k, 1))
     x, mask, label = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
-    x[user, place] = rows["item"].map(items).to_numpy(dtype=np.int64)
-    mask[user, place] = 1
-    label[user, place] = rows.get("target", 1)
+    x[task, place] = rows[prepared.other_side].map(others).to_numpy(dtype=np.int64)
+    mask[task, place] = 1
+    label[task, place] = rows.get("target", 1)
     labels, masks = torch.from_numpy(label).float(), torch.from_numpy(mask).float()
-    return Examples(torch.from_numpy(x), labels, masks, torch.arange(len(users)))
+    return Examples(torch.from_numpy(x), labels, masks, torch.arange(len(tasks)))

@@ -1,7 +1,7 @@
 r"""Warm users' histories: what closed forms, floors and fold-in rules are computed from.
 
 U warm users, I items (RecBole's ids, 0 is padding). The support of cold users in a transductive
-training file is left out.
+training file is left out. Where items are cold the two sides change places: U warm items, I users.
 """
 
 from functools import cached_property
@@ -142,11 +142,12 @@ def warm_users(dataset: Dataset) -> WarmUsers:
             target = np.ones(len(user))
         else:
             target = dataset.inter_feat[prepared.target].numpy().astype(np.float64)
+        task, other = (user, item) if prepared.side == "user" else (item, user)
         _cache[dataset] = WarmUsers(
-            user[warm],
-            item[warm],
+            task[warm],
+            other[warm],
             target[warm],
-            dataset.item_num,
+            dataset.item_num if prepared.side == "user" else dataset.user_num,
             prepared.query_start,
             prepared.horizon,
         )

@@ -1,7 +1,7 @@
-"""Controls: supports that say nothing of their user, or the wrong thing.
+"""Controls: supports that say nothing of their task, or the wrong thing.
 
 A learner that is not worse with them has not adapted. They act on what `MetaRecommender.observe`
-made of the supports, [n_users, S]: with its negatives, where it draws any.
+made of the supports, [n_tasks, S]: with its negatives, where it draws any.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from recbole_meta.episode import Examples
 
-Control = Callable[[Examples, Tensor], Examples]  # of all supports, and the users that are judged
+Control = Callable[[Examples, Tensor], Examples]  # of all supports, and the tasks that are judged
 
 
-def shuffled(support: Examples, users: Tensor, seed: int = 0) -> Examples:
-    """Each user's labels in a random order among his examples."""
+def shuffled(support: Examples, tasks: Tensor, seed: int = 0) -> Examples:
+    """Each task's labels in a random order among its examples."""
     generator = torch.Generator().manual_seed(seed)
     key = torch.rand(support.mask.shape, generator=generator).to(support.mask.device)
     key = key + (support.mask == 0) * 2  # padding stays behind
@@ -24,9 +24,9 @@ def shuffled(support: Examples, users: Tensor, seed: int = 0) -> Examples:
     return support._replace(label=torch.empty_like(drawn).scatter(1, there, drawn))
 
 
-def swapped(support: Examples, users: Tensor, seed: int = 0) -> Examples:
-    """Each of these users has another one's support: a random cycle through them."""
-    order = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))]
+def swapped(support: Examples, tasks: Tensor, seed: int = 0) -> Examples:
+    """Each of these tasks has another one's support: a random cycle through them."""
+    order = tasks[torch.randperm(len(tasks), generator=torch.Generator().manual_seed(seed))]
     x, label, mask = support.x.clone(), support.label.clone(), support.mask.clone()
     other = order.roll(1)
     x[order], label[order], mask[order] = (
@@ -37,7 +37,7 @@ def swapped(support: Examples, users: Tensor, seed: int = 0) -> Examples:
     return Examples(x, label, mask, support.task)
 
 
-def empty(support: Examples, users: Tensor, seed: int = 0) -> Examples:
+def empty(support: Examples, tasks: Tensor, seed: int = 0) -> Examples:
     """Nobody has a support."""
     return support._replace(mask=torch.zeros_like(support.mask))
 

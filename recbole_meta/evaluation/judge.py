@@ -17,11 +17,9 @@ from recbole.data.dataset import Dataset
 
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError
-from recbole_meta.evaluation.metrics import label_metrics, mean, ranking_metrics, rating_metrics
-from recbole_meta.evaluation.slices import queries
-from recbole_meta.evaluation.top import top_candidates
-
-K = 10  # length of the stored rankings
+from recbole_meta.evaluation.metrics import label_metrics, mean, rating_metrics
+from recbole_meta.evaluation.ranking import Metrics, Pairs, Ranking, rows_of, spread
+from recbole_meta.evaluation.slices import WIDE, list_of, queries
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Judged:
     """What a model did for each task of a phase."""
 
     arrays: dict[str, npt.NDArray[Any]]  # as in tasks.npz, without the metrics
-    metrics: dict[str, dict[str, npt.NDArray[np.float64]]]  # slice -> metric -> [T], nan: not in it
+    metrics: Metrics
 
     @property
     def primary(self) -> str:
@@ -57,7 +55,7 @@ class Judge:
         self, prepared: Prepared, phase: str, k: int, dataset: Dataset, model: str
     ) -> None:
         self.prepared, self.model = prepared, model
-        self.tasks = np.array(prepared.tasks(phase))
+        self.tasks = np.array(prepared.judged(phase))
         self.users = dataset.field2token_id[dataset.uid_field]
         self.items = dataset.field2token_id[dataset.iid_field]
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
@@ -67,30 +65,28 @@ class Judge:
         self.queries = queries(prepared, phase)
         self.judged: Judged | None = None
         self._ranks = prepared.feedback == "implicit"
+        self.rankings: dict[str, Ranking] = {}
         if self._ranks:
-            self._init_ranking(phase, k)
+            self._init_rankings(phase)
         self._reset()
 
-    def _init_ranking(self, phase: str, k: int) -> None:
-        known = self.prepared.candidates(phase)
-        self.no_candidate = torch.tensor([token not in known for token in self.item_token])
+    def _init_rankings(self, phase: str) -> None:
         early = self.prepared.early_rows(phase)  # the reserve; without one, the support
         self.masked = _pairs(early, self.task_of, self.users, self.items)
-        self.positives = {
-            name: _pairs(rows, self.task_of, self.users, self.items)
-            for name, rows in self.queries.items()
+        by_list: dict[str, dict[str, Pairs]] = {}
+        for name, rows in self.queries.items():
+            pairs = _pairs(rows, self.task_of, self.users, self.items)
+            by_list.setdefault(list_of(self.prepared, name), {})[name] = pairs
+        candidates = {"": self.prepared.candidates(phase), WIDE: set(self.prepared.catalogue)}
+        self.rankings = {
+            name: Ranking(len(self.tasks), self.item_token, candidates[name], positives)
+            for name, positives in by_list.items()
         }
-        self.place = torch.from_numpy(np.argsort(np.argsort(self.item_token)))
 
     def _reset(self) -> None:
-        if not self._ranks:
-            self._rows: list[tuple[npt.NDArray[Any], ...]] = []
-            return
-        t = len(self.tasks)
-        self.top_item = np.zeros((t, K), dtype=np.int64)
-        self.top_score = np.full((t, K), np.nan)
-        self.cut_tie_size = np.zeros(t, dtype=np.int64)
-        self.cut_tie_positives = {name: np.zeros(t, dtype=np.int64) for name in self.queries}
+        self._rows: list[tuple[npt.NDArray[Any], ...]] = []
+        for ranking in self.rankings.values():
+            ranking.reset()
 
     # What RecBole's trainer calls.
 
@@ -119,19 +115,9 @@ class Judge:
     def _collect_ranking(self, scores: torch.Tensor, task: npt.NDArray[np.int64]) -> None:
         row_of = np.full(len(self.tasks), -1)
         row_of[task] = np.arange(len(task))
-        scores[:, self.no_candidate] = -np.inf
-        scores[_rows_of(self.masked, row_of)] = -np.inf
-        top = top_candidates(scores, self.place, min(K, scores.shape[1]))
-        width = top.item.shape[1]
-        self.top_item[task, :width] = top.item.numpy()
-        self.top_score[task, :width] = top.score.double().numpy()
-        self.top_score[task, width:] = -np.inf
-        self.cut_tie_size[task] = top.cut_tie_size.numpy()
-        for name, pairs in self.positives.items():
-            row, item = _rows_of(pairs, row_of)
-            cut = top.score[:, -1]
-            tied = (scores[row, item] == cut[row]) & torch.isfinite(cut[row])
-            self.cut_tie_positives[name][task] = np.bincount(row[tied.numpy()], minlength=len(task))
+        scores[rows_of(self.masked, row_of)] = -np.inf
+        for ranking in self.rankings.values():
+            ranking.collect(scores, task)
 
     def get_data_struct(self) -> Judged:
         """What was collected, and forget it."""
@@ -151,30 +137,19 @@ class Judge:
         return OrderedDict(judged.means())
 
     def _judge_ranking(self) -> Judged:
-        if np.isnan(self.top_score).any():
-            missing = self.tasks[np.isnan(self.top_score).any(axis=1)]
-            raise DataError(f"{self.model} was not asked about task '{missing[0]}'.")
-        metrics = {}
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "task": self.tasks,
-            "topk": np.where(np.isfinite(self.top_score), self.item_token[self.top_item], ""),
-            "topk_score": self.top_score,
-            "cut_tie_size": self.cut_tie_size,
-        }
-        for name, (task, item) in self.positives.items():
-            relevant = np.zeros((len(self.tasks), len(self.items)), dtype=bool)
-            relevant[task, item] = True
-            count = np.bincount(task, minlength=len(self.tasks))
-            member = count > 0
-            hits = np.take_along_axis(relevant, self.top_item, axis=1) & np.isfinite(self.top_score)
-            tied = self.cut_tie_positives[name]
-            values = ranking_metrics(
-                hits[member], self.top_score[member],
-                self.cut_tie_size[member], tied[member], count[member],
-            )  # fmt: skip
-            metrics[name] = {m: _spread(value, member) for m, value in values.items()}
-            key = "cut_tie_positives"
-            arrays[key if name == next(iter(self.positives)) else f"{name}/{key}"] = tied
+        arrays: dict[str, npt.NDArray[Any]] = {"task": self.tasks}
+        metrics: Metrics = {}
+        primary = next(iter(self.queries))
+        for list_name, ranking in self.rankings.items():
+            if ranking.missing.any():
+                missing = self.tasks[ranking.missing]
+                raise DataError(f"{self.model} was not asked about task '{missing[0]}'.")
+            lists, prefix = ranking.lists(), f"{list_name}/" if list_name else ""
+            arrays |= {prefix + name: values for name, values in lists.items()}
+            for name, tied in ranking.cut_tie_positives.items():
+                key = "cut_tie_positives"
+                arrays[key if name == primary else f"{name}/{key}"] = tied
+            metrics |= ranking.metrics()
         return Judged(arrays, metrics)
 
     def _judge_rows(self) -> Judged:
@@ -201,7 +176,7 @@ class Judge:
             values = judge(
                 number[task[chosen]], label[chosen], prediction[chosen], int(member.sum())
             )
-            metrics[name] = {m: _spread(value, member) for m, value in values.items()}
+            metrics[name] = {m: spread(value, member) for m, value in values.items()}
         return Judged(arrays, metrics)
 
     def place_of(self, item: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -211,24 +186,7 @@ class Judge:
 
 def _pairs(
     rows: pd.DataFrame, task_of: npt.NDArray[np.int64], users: dict[str, int], items: dict[str, int]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(task, item id) of each row."""
+) -> Pairs:
+    """(task, item id) of each row of a user who is judged."""
     task = task_of[rows["user"].map(users).to_numpy(dtype=np.int64)]
-    return task, rows["item"].map(items).to_numpy(dtype=np.int64)
-
-
-def _rows_of(
-    pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], row_of: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The pairs of the tasks of this batch, by the batch's row."""
-    row = row_of[pairs[0]]
-    return row[row >= 0], pairs[1][row >= 0]
-
-
-def _spread(
-    values: npt.NDArray[np.float64], member: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """Values of the members at their places, nan elsewhere."""
-    full = np.full(len(member), np.nan)
-    full[member] = values
-    return full
+    return task[task >= 0], rows["item"].map(items).to_numpy(dtype=np.int64)[task >= 0]

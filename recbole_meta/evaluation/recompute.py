@@ -16,7 +16,7 @@ import pandas as pd
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.metrics import label_metrics, mean, ranking_metrics, rating_metrics
-from recbole_meta.evaluation.slices import queries
+from recbole_meta.evaluation.slices import list_of, queries
 
 Arrays = dict[str, npt.NDArray[Any]]
 _CLOSE = 1e-9  # how far a stored number may be from the one that follows: rounding elsewhere
@@ -47,7 +47,7 @@ def recompute(folder: Path, prepared_path: Path) -> dict[str, dict[str, float]]:
 def _compared(
     folder: Path, result: dict[str, Any], arrays: Arrays, prepared: Prepared
 ) -> dict[str, dict[str, float]]:
-    tasks = prepared.tasks("test")
+    tasks = prepared.judged("test")
     if arrays["task"].tolist() != tasks:
         raise DataError(f"{folder}/tasks.npz: its tasks are not those of {prepared.name}.")
     if prepared.feedback != "implicit":
@@ -57,7 +57,9 @@ def _compared(
         first = not found
         prefix = "" if first else f"{query}/"
         if prepared.feedback == "implicit":
-            values = _ranking(arrays, rows, arrays[f"{prefix}cut_tie_positives"])
+            wide = f"{name}/" if (name := list_of(prepared, query)) else ""
+            lists = {key: arrays[wide + key] for key in ("topk", "topk_score", "cut_tie_size")}
+            values = _ranking(tasks, lists, rows, arrays[f"{prefix}cut_tie_positives"])
         else:
             values = _rows(arrays, rows, prepared.feedback)
         member = np.isin(tasks, rows["user"].unique())
@@ -105,10 +107,11 @@ def _check_labels(file: Path, arrays: Arrays, rows: pd.DataFrame) -> None:
         )
 
 
-def _ranking(arrays: Arrays, rows: pd.DataFrame, tied: npt.NDArray[Any]) -> Arrays:
+def _ranking(
+    task: list[str], lists: Arrays, rows: pd.DataFrame, tied: npt.NDArray[Any]
+) -> Arrays:
     """From the stored lists; tasks without a query row in this slice are left out."""
     pairs = set(zip(rows["user"], rows["item"], strict=True))
-    task = arrays["task"].tolist()
     count = dict.fromkeys(task, 0)
     for user, _ in pairs:
         count[user] += 1
@@ -116,14 +119,14 @@ def _ranking(arrays: Arrays, rows: pd.DataFrame, tied: npt.NDArray[Any]) -> Arra
     hits = np.array(
         [
             [(user, item) in pairs for item in items]
-            for user, items in zip(task, arrays["topk"].tolist(), strict=True)
+            for user, items in zip(task, lists["topk"].tolist(), strict=True)
         ]
     )
     member = n_positives > 0
     return ranking_metrics(
         hits[member],
-        arrays["topk_score"][member],
-        arrays["cut_tie_size"][member],
+        lists["topk_score"][member],
+        lists["cut_tie_size"][member],
         tied[member],
         n_positives[member],
     )

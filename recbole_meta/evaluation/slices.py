@@ -2,7 +2,8 @@
 
 ``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length
 ``after_10_19`` ... ``later``: rows more than 24 hours after the user's first row, users with at
-least 10 of them. ``held_out``: random rows, where the protocol holds out such.
+least 10 of them. ``held_out``: random rows, where the protocol holds out such. ``cold``: all rows of cold items, ranked
+among those of the phase; ``all``: the same rows, ranked among all items.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from recbole_meta.data.prepared import Prepared
 
 _LENGTHS = ((10, 19), (20, 49), (50, 99), (100, 199), (200, None))
+WIDE = "all"  # the query and the ranking over the whole catalogue where only cold items are judged
 _DAY = 86_400.0  # seconds
 _LATER_ROWS = 10
 
@@ -23,6 +25,8 @@ def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
     rows = prepared.rows(phase)
     if prepared.held_out:
         return {"held_out": rows}
+    if prepared.description["candidates"] == "cold":
+        return {"cold": rows, WIDE: rows} if prepared.feedback == "implicit" else {"cold": rows}
     found: dict[str, pd.DataFrame] = {}
     if prepared.horizon is not None:
         start, stop = prepared.query_start, prepared.query_start + prepared.horizon
@@ -43,6 +47,11 @@ def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
         for name, query in found.items()
         if name == primary or _is_judged(query, prepared.feedback)
     }
+
+
+def list_of(prepared: Prepared, query: str) -> str:
+    """The prefix of the stored ranking that a query is judged by: '' or the wide one."""
+    return WIDE if query == WIDE and prepared.description["candidates"] == "cold" else ""
 
 
 def _is_judged(query: pd.DataFrame, feedback: str) -> bool:

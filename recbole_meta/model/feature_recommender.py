@@ -12,7 +12,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_meta.data.facts import read_facts
-from recbole_meta.data.features import FieldEmbedding, read_features
+from recbole_meta.data.features import Field, FieldEmbedding, read_features
 from recbole_meta.data.negatives import draw_outside, with_negatives
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
@@ -21,6 +21,7 @@ from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, S
 from recbole_meta.settings import Count, Positive, Size, Weight
 
 _ALLOWED = {"implicit": ("softmax", "bce", "mse"), "rating": ("mae", "mse"), "label": ("bce",)}
+_ACROSS_TASKS = {**_ALLOWED, "implicit": ("bce", "mse")}  # where a user's scores are of many tasks
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class LearnerSettings(MetaSettings):
     query_negatives: Size | None  # per positive of a ranking's query; ~: the whole catalogue
     embedding_size: Size  # d, of each field
     embedding_std: Positive  # deviation of the embeddings' start
-    item_id: bool  # whether the item's id is a field
+    item_id: bool  # whether the item's id is a field, where users are tasks
+    user_id: bool  # whether the user's id is a field, where items are tasks
     item_fields: bool  # whether the data set's item features are fields
     user_fields: bool  # whether the data set's user features are fields
 
@@ -44,7 +46,7 @@ class LearnerSettings(MetaSettings):
 class FeatureRecommender(MetaRecommender):
     """Base of the trained learners; a learner defines ``adapt`` and ``score`` of vectors x [N, D].
 
-    Users have no id of their own: a newcomer's is never met in training.
+    Tasks have no id of their own: a newcomer's is never met in training.
     """
 
     feedback = ("implicit", "rating", "label")
@@ -56,68 +58,92 @@ class FeatureRecommender(MetaRecommender):
         super().__init__(config, dataset)
         self.facts = facts = read_facts(dataset, self.settings)
         self.judged = facts.judged
-        self.loss_function = self.named_loss("loss", self.usual_loss)
+        usual = self.usual_loss if self.side == "user" else self.usual_loss | {"implicit": "bce"}
+        self.loss_function = self.named_loss("loss", usual)
         self.register_buffer("pool", facts.pool)
         self.keep("label_mean", facts.label_mean)
         size, std = self.settings.embedding_size, self.settings.embedding_std
-        self.item_embedding = FieldEmbedding(facts.item_fields, size, std)
-        self.user_embedding = FieldEmbedding(facts.user_fields, size, std, keep=False)
+        of_users = self.side == "user"
+        self.item_embedding = FieldEmbedding(facts.item_fields, size, std, keep=of_users)
+        self.user_embedding = FieldEmbedding(facts.user_fields, size, std, keep=not of_users)
         self._check_fields()
+
+    @property
+    def task_embedding(self) -> FieldEmbedding:
+        """Of the tasks: users, or items where they are cold."""
+        return self.user_embedding if self.side == "user" else self.item_embedding
+
+    @property
+    def other_embedding(self) -> FieldEmbedding:
+        """Of what a task's support holds and what is scored."""
+        return self.item_embedding if self.side == "user" else self.user_embedding
+
+    @property
+    def task_fields(self) -> list[Field]:
+        """What is known of a newcomer."""
+        return self.facts.user_fields if self.side == "user" else self.facts.item_fields
+
+    @property
+    def other_fields(self) -> list[Field]:
+        """What is known of a support's entries."""
+        return self.facts.item_fields if self.side == "user" else self.facts.user_fields
 
     def _check_fields(self) -> None:
         """Refuse settings that name fields where there are none."""
         s, fields = self.settings, {"item": self.item_embedding, "user": self.user_embedding}
-        ids = {"item": s.item_id, "user": False}
+        ids = {"item": s.item_id and self.side == "user", "user": s.user_id and self.side == "item"}
         for side, wanted in (("item", s.item_fields), ("user", s.user_fields)):
             if wanted and len(fields[side].kinds) == ids[side]:
                 raise DataError(
                     f"{type(self).__name__}: '{side}_fields' is on, but the data set has no "
                     f"feature of {side}s. Set it to false."
                 )
-        if not fields["item"].size:
+        other = "item" if self.side == "user" else "user"
+        if not fields[other].size:
             raise SettingError(
-                f"{type(self).__name__}: neither 'item_id' nor 'item_fields' is on, so all items "
-                "are the same."
+                f"{type(self).__name__}: neither '{other}_id' nor '{other}_fields' is on, so all "
+                f"{other}s are the same."
             )
 
     def named_loss(self, setting: str, usual: Mapping[str, str]) -> Loss:
         """The loss that a setting names, or the usual one of what is judged."""
+        allowed = (_ALLOWED if self.side == "user" else _ACROSS_TASKS)[self.judged]
         name = getattr(self.settings, setting) or usual[self.judged]
-        if name not in _ALLOWED[self.judged]:
+        if name not in allowed:
             raise SettingError(
                 f"{type(self).__name__}: '{setting}' is {name}; where '{self.judged}' feedback is "
-                f"judged it may be {' | '.join(_ALLOWED[self.judged])}."
+                f"judged and a task is of one {self.side} it may be {' | '.join(allowed)}."
             )
         return LOSSES[name]
 
     @classmethod
-    def reads_with(cls, settings: LearnerSettings, feedback: str) -> str:
-        parts = ["ids"] if settings.item_id else []
+    def reads_with(cls, settings: LearnerSettings, feedback: str, side: str = "user") -> str:
+        parts = ["ids"] if (settings.item_id if side == "user" else settings.user_id) else []
         parts += ["+ratings"] if feedback in ("rating", "label") else []
         parts += ["+user fields"] if settings.user_fields else []
         parts += ["+item fields"] if settings.item_fields else []
         return " ".join(parts)
 
     def encode(self, items: Tensor) -> Tensor:
-        return self.item_embedding(items)
+        return self.other_embedding(items)
 
     def encode_tasks(self, tasks: Tensor) -> Tensor:
-        return self.user_embedding(tasks)
+        return self.task_embedding(tasks)
 
     def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
-        fields = self.facts.user_fields
-        if fields:
-            return self.user_embedding.of(read_features(fields, features, "user"))
-        self._refuse("user", features)
-        return self.user_embedding(self.all_items[0])  # of size 0
+        if self.task_fields:
+            return self.task_embedding.of(read_features(self.task_fields, features, self.side))
+        self._refuse(self.side, features)
+        return self.task_embedding(self.all_others[0])  # of size 0
 
-    def encode_new_items(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+    def encode_new_others(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
         """Their ids are unknown; with no fields but the id they would all be the same."""
-        id_field, fields = self.ITEM_ID, self.facts.item_fields
+        id_field, fields = self.OTHER_ID, self.other_fields
+        other = "item" if self.side == "user" else "user"
         if [field.name for field in fields] == [id_field]:
-            return self._refuse("item", features)
-        read = [read_features(fields, each, "item", id_field) for each in features]
-        return torch.stack([self.item_embedding.of(values) for values in read])
+            return self._refuse(other, features)
+        read = [read_features(fields, each, other, id_field) for each in features]
+        return torch.stack([self.other_embedding.of(values) for values in read])
 
     def complete(self, support: Examples) -> Examples:
         each = self.settings.support_negatives
@@ -152,13 +178,13 @@ class FeatureRecommender(MetaRecommender):
 
     def _whole_catalogue(self, query: Examples, barred: Tensor) -> Examples:
         """Every candidate [I] of each task; 1 where it is a positive of the query."""
-        label = query.label.new_zeros(len(query.x), self.n_items)
+        label = query.label.new_zeros(len(query.x), self.n_others)
         label.scatter_(1, query.x, query.label * query.mask)
         mask = torch.zeros_like(label)
         mask[:, self.pool] = 1
         mask.scatter_(1, barred, 0.0)
         label[:, 0] = mask[:, 0] = 0
-        return Examples(self.encode(self.all_items), label, mask, query.task)
+        return Examples(self.encode(self.all_others), label, mask, query.task)
 
     def output(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores) if self.judged == "label" else scores

@@ -3,6 +3,9 @@ r"""A meta-learner is two functions of a task, ``adapt(support) -> state`` and `
 This base lifts them to T tasks with ``torch.func.vmap``, so that a learner is an ordinary RecBole
 model: training on episodes, full ranking and prediction follow. Adapting never changes the model;
 an empty support gives the prior.
+
+A task is a user, or an item where items are cold (``side``). What stands for items here, the other
+side, are then users: a support holds raters, and ``score`` says who would take the item.
 """
 
 import typing
@@ -17,6 +20,7 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.func import vmap
 
+from recbole_meta.data.facts import task_side
 from recbole_meta.episode import Examples, buckets
 from recbole_meta.errors import DataError
 from recbole_meta.settings import Count, Size, read_settings
@@ -39,6 +43,7 @@ class MetaRecommender(GeneralRecommender):
     group: ClassVar[Literal["floor", "fold-in", "published", "ours"]] = "ours"
     reads: ClassVar[str] = "ids"  # ids | +ratings | +user fields | +item fields | +times
     feedback: ClassVar[tuple[str, ...]] = ("implicit",)  # what can be judged with it
+    sides: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be a task
     reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
     settings: MetaSettings
 
@@ -47,11 +52,15 @@ class MetaRecommender(GeneralRecommender):
         kind = typing.get_type_hints(type(self))["settings"]
         values = {field.name: config[field.name] for field in fields(kind)}
         self.settings = read_settings(kind, values, type(self).__name__)
-        self.register_buffer("all_items", torch.arange(self.n_items), persistent=False)
+        self.side = task_side(dataset)
+        ids = (self.USER_ID, self.ITEM_ID)
+        self.TASK_ID, self.OTHER_ID = ids if self.side == "user" else ids[::-1]
+        self.n_tasks, self.n_others = dataset.num(self.TASK_ID), dataset.num(self.OTHER_ID)
+        self.register_buffer("all_others", torch.arange(self.n_others), persistent=False)
         self.support: Examples | None = None
 
     @classmethod
-    def reads_with(cls, settings: MetaSettings, feedback: str) -> str:
+    def reads_with(cls, settings: MetaSettings, feedback: str, side: str = "user") -> str:
         """What it reads with these settings, as it stands in a table."""
         return cls.reads
 
@@ -65,7 +74,7 @@ class MetaRecommender(GeneralRecommender):
         raise NotImplementedError(f"{type(self).__name__} must define adapt(support).")
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        """Scores [N] of the items x [N] for a task."""
+        """Scores [N] of the items (users) x [N] for a task."""
         raise NotImplementedError(f"{type(self).__name__} must define score(state, x).")
 
     def loss(self, state: State, examples: Examples) -> Tensor:
@@ -84,16 +93,16 @@ class MetaRecommender(GeneralRecommender):
 
     def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
         """What ``adapt`` gets of a task that has no id, from its features: by default nothing."""
-        return self._refuse("user", features)
+        return self._refuse(self.side, features)
 
-    def encode_new_items(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+    def encode_new_others(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
         """What ``score`` gets of N items that have no id: by default there are none such."""
-        return self._refuse("item", features)
+        return self._refuse("item" if self.side == "user" else "user", features)
 
     def _refuse(self, side: str, features: Sized) -> Tensor:
         if features:
             raise DataError(f"{type(self).__name__} reads no features of {side}s.")
-        return self.all_items[0]
+        return self.all_others[0]
 
     def complete(self, support: Examples) -> Examples:
         """The support [T, S] by ids with what a learner adds to it, negatives for example."""
@@ -106,34 +115,39 @@ class MetaRecommender(GeneralRecommender):
     # T tasks: what RecBole calls; no learner overrides these.
 
     def observe(self, support: Examples) -> None:
-        """Set every user's support, [n_users, S] by RecBole's user id."""
+        """Set every task's support, [n_tasks, S] by RecBole's id of the user (item)."""
         self.support = self.complete(self._placed(support))
 
-    def adapt_tasks(self, users: Tensor) -> State:
-        """The states of these users [T], each entry with a leading axis T."""
+    def adapt_tasks(self, tasks: Tensor) -> State:
+        """The states of these tasks [T] by id, each entry with a leading axis T."""
         if self.support is None:
             raise DataError(f"{type(self).__name__} has no support yet: call observe(support).")
-        support = self.support.of(users)
+        support = self.support.of(tasks)
         return self._lift(self.adapt, (0,))(self._encoded(support.cut(support.width())))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the whole catalogue for the users of the interaction, [T * n_items]."""
-        states = self.adapt_tasks(interaction[self.USER_ID])
-        scores = self._lift(self.score, (0, None))(states, self.encode(self.all_items))  # [T, I]
-        return self.output(scores).reshape(-1)
+        """Scores of the whole catalogue for the users of the interaction, [B * n_items]."""
+        users = interaction[self.USER_ID]
+        if self.side == "user":
+            tasks, others = users, self.all_others
+        else:
+            tasks, others = torch.arange(self.n_tasks, device=users.device), users
+        states = self.adapt_tasks(tasks)
+        scores = self._lift(self.score, (0, None))(states, self.encode(others))  # [T, N]
+        return self.output(scores if self.side == "user" else scores.T).reshape(-1)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of each (user, item) row, [B]."""
-        users, task = interaction[self.USER_ID].unique(return_inverse=True)
+        tasks, task = interaction[self.TASK_ID].unique(return_inverse=True)
         place = torch.empty_like(task)  # a row's place among its task's rows
         order, count = task.argsort(stable=True), task.bincount()
         place[order] = torch.arange(len(task), device=task.device) - (
             count.cumsum(0) - count
         ).repeat_interleave(count)
-        items = interaction[self.ITEM_ID].new_zeros(len(users), int(count.max()))
-        items[task, place] = interaction[self.ITEM_ID]  # [T, N]
-        states = self.adapt_tasks(users)
-        return self.output(self._lift(self.score, (0, 0))(states, self.encode(items))[task, place])
+        others = interaction[self.OTHER_ID].new_zeros(len(tasks), int(count.max()))
+        others[task, place] = interaction[self.OTHER_ID]  # [T, N]
+        states = self.adapt_tasks(tasks)
+        return self.output(self._lift(self.score, (0, 0))(states, self.encode(others))[task, place])
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """The mean over episodes of the loss of the query after adapting to the support."""

@@ -214,7 +214,7 @@ def test_every_warm_user_with_a_query_once_an_epoch_and_no_cold_one(
     prepared, history = here.prepared, histories()
     rows = prepared.rows(prepared.train_name(phase, prepared.shots[0]))
     length = rows["user"].value_counts()
-    cold = prepared.cold_users(phase)
+    cold = prepared.cold_tasks(phase)
     expected = sorted(u for u in length.index if length[u] >= least and u not in cold)
     assert len(expected) > 8
     asked = set(zip(*(prepared.rows(phase)[side] for side in ("user", "item"))))

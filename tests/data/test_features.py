@@ -93,13 +93,13 @@ def world(fields) -> tuple[Stage, dict[str, Values], dict[str, set[str]]]:
     plain = {f"u{n:02}": values_of(n) for n in range(20)}
     things = {f"i{n}": values_of(n) for n in range(10)}
     prepared = fields(ROWS, plain, things).prepared
-    cold = sorted(prepared.cold_users("test"))
+    cold = sorted(prepared.cold_tasks("test"))
     rows = ROWS + [(user, item, 5, 9999) for user, item in zip(cold, ("i8", "i9"))]
     plain[cold[0]] = ("alien", "t0 odd", "9000", "700 -700")
     things["i8"] = ("alien", "odd", "9000", "700 -700")
     things["i9"] = ("k1", "t1 odd", "5", "4 4")
     stage = fields(rows, plain, things)
-    assert sorted(stage.prepared.cold_users("test")) == cold
+    assert sorted(stage.prepared.cold_tasks("test")) == cold
     warm = {"user": set(plain) - set(cold), "item": set(things) - {"i8", "i9"}}
     return stage, {"user": plain, "item": things}, warm
 

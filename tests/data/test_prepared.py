@@ -370,7 +370,7 @@ def test_a_zero_shot_folder_has_an_empty_reserve(folders) -> None:
 
 def test_a_curve_has_one_query_for_all_shots(folders) -> None:
     prepared = Prepared(folders["user_cold_curve"])
-    n_cold = len(prepared.cold_users("test"))
+    n_cold = len(prepared.cold_tasks("test"))
     sizes = np.array([len(prepared.rows(f"train_{k}")) for k in prepared.shots])
     assert (sizes - sizes[0]).tolist() == [k * n_cold for k in prepared.shots]
     assert [prepared.train_name(phase, 3) for phase in ("valid", "test")] == ["train_3"] * 2
@@ -387,7 +387,7 @@ def test_who_is_cold_where(folders) -> None:
         valid, test = (set(prepared.tasks(phase)) for phase in ("valid", "test"))
         both = valid | test
         cold = (valid, test) if name == "user_cold_global" else (both, both)
-        assert (prepared.cold_users("valid"), prepared.cold_users("test")) == cold
+        assert (prepared.cold_tasks("valid"), prepared.cold_users("test")) == cold
         for phase, users in zip(("valid", "test"), cold):
             warm = prepared.warm_rows(phase)
             train = prepared.rows(prepared.train_name(phase, prepared.shots[-1]))
@@ -404,7 +404,7 @@ def test_candidates_are_the_catalogue_or_what_warm_users_had(make_world) -> None
     seen = set()
     for split in range(5):
         prepared = make_world(rows, "user_cold_curve", split=split, **curve)
-        cold = "u00" in prepared.cold_users("test")
+        cold = "u00" in prepared.cold_tasks("test")
         assert prepared.candidates("test") == (whole - {"i9"} if cold else whole)
         assert set(prepared.catalogue) == whole
         seen.add(cold)

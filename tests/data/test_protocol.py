@@ -11,7 +11,7 @@ from recbole_meta.data.protocol import (
     PHASES,
     Rows,
     Split,
-    UserCold,
+    ColdStart,
     UserColdCurve,
     UserColdGlobal,
     UserColdK,
@@ -66,7 +66,7 @@ def pairs(rows: Rows, chosen: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(rows.user[chosen].tolist(), rows.item[chosen].tolist()))
 
 
-def files(protocol: UserCold, rows: Rows) -> dict[str, list[tuple[int, int]]]:
+def files(protocol: ColdStart, rows: Rows) -> dict[str, list[tuple[int, int]]]:
     return {name: pairs(rows, chosen) for name, chosen in protocol.apply(rows).files.items()}
 
 
@@ -85,7 +85,7 @@ def hashes(rows: Rows, seed: int) -> list[int]:
     return [splitmix64((users[u] + items[i]) & MASK) for u, i in zip(rows.user, rows.item)]
 
 
-def histories(rows: Rows, protocol: UserCold) -> list[list[int]]:
+def histories(rows: Rows, protocol: ColdStart) -> list[list[int]]:
     """Row numbers of each user in the protocol's order, the slow way."""
     seed = protocol.seed
     if not isinstance(protocol, UserColdGlobal) and protocol.folds == 0:
@@ -136,7 +136,7 @@ some_tables = settings(
 )
 
 
-def split_of(protocol: UserCold, rows: Rows) -> Split:
+def split_of(protocol: ColdStart, rows: Rows) -> Split:
     """Global may find nobody in a block, or nothing before it: not what is asked here."""
     try:
         return protocol.apply(rows)
@@ -147,7 +147,7 @@ def split_of(protocol: UserCold, rows: Rows) -> Split:
 
 @some_tables
 @given(tables(), protocols)
-def test_cold_users_rows_are_support_reserve_and_query(rows: Rows, protocol: UserCold) -> None:
+def test_cold_users_rows_are_support_reserve_and_query(rows: Rows, protocol: ColdStart) -> None:
     split = split_of(protocol, rows)
     history = histories(rows, protocol)
     assert not set(split.tasks["valid"]) & set(split.tasks["test"])
@@ -237,7 +237,7 @@ def test_global_refit_holds_the_valid_users_as_warm() -> None:
 
 @some_tables
 @given(tables(), protocols, st.randoms(use_true_random=False))
-def test_the_order_of_the_lines_changes_nothing(rows: Rows, protocol: UserCold, random) -> None:
+def test_the_order_of_the_lines_changes_nothing(rows: Rows, protocol: ColdStart, random) -> None:
     split_of(protocol, rows)
     order = list(range(len(rows.user)))
     random.shuffle(order)

@@ -36,6 +36,12 @@ class Fitted:
     def prepared(self) -> Prepared:
         return self.stage.prepared
 
+    @property
+    def reads(self) -> str:
+        """What it reads beside the pairs, with its settings."""
+        settings, feedback = self.model.settings, self.prepared.feedback
+        return self.choice.cls.reads_with(settings, feedback, self.model.side)
+
     def id_of(self, side: str) -> dict[str, int]:
         """Token -> RecBole's id of 'user' or 'item'."""
         dataset = self.stage.dataset
@@ -43,15 +49,17 @@ class Fitted:
         return dataset.field2token_id[field]
 
     def scores(self, support: Examples) -> torch.Tensor:
-        """Scores [T, I] of T made-up tasks with this support [T, S]."""
-        tasks = len(support.x)
-        assert tasks < self.model.n_users
-        place = torch.zeros(self.model.n_users, dtype=torch.long)
-        place[1 : tasks + 1] = torch.arange(tasks)
-        self.model.observe(support.of(place))
-        users = Interaction({self.model.USER_ID: torch.arange(1, tasks + 1)})
+        """Scores [T, I] of T made-up tasks with this support [T, S], by their ids."""
+        model, tasks = self.model, support.task
+        assert 0 < tasks.min() and tasks.max() < model.n_tasks
+        place = torch.zeros(model.n_tasks, dtype=torch.long)
+        place[tasks] = torch.arange(len(tasks))
+        model.observe(support.of(place)._replace(task=torch.arange(model.n_tasks)))
+        users = tasks if model.side == "user" else torch.arange(model.n_others)
         with torch.no_grad():
-            return self.model.full_sort_predict(users).view(tasks, -1)
+            scores = model.full_sort_predict(Interaction({model.USER_ID: users}))
+        scores = scores.view(len(users), -1)
+        return scores if model.side == "user" else scores[:, tasks].T
 
     def scores_after(self, *supports: list[int]) -> np.ndarray:
         """Scores [T, I] of T tasks that had these items, by id."""
@@ -60,7 +68,7 @@ class Fitted:
         for task, items in enumerate(supports):
             x[task, : len(items)] = torch.tensor(items, dtype=torch.long)
             mask[task, : len(items)] = 1
-        return self.scores(Examples(x, mask, mask, torch.arange(len(x)))).numpy()
+        return self.scores(Examples(x, mask, mask, torch.arange(1, len(x) + 1))).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +79,10 @@ def fit() -> Callable[..., Fitted]:
         choice = choose_model(name)
         page = load_properties("model", name)
         few = {"epochs": 1} if page["epochs"] else {}
-        if page.get("item_fields"):  # these worlds have ids alone
-            few |= {"item_id": True, "item_fields": False, "user_fields": False}
+        if page.get("item_fields"):  # these worlds have no field of users
+            few |= {"item_id": True, "user_id": True, "item_fields": False, "user_fields": False}
+        if "item_fields" in page and prepared.side == "item":
+            few |= {"item_fields": True}
         k = prepared.shots[0]
         stage = load_stage(choice, prepared, "test", k, 2020, few | settings)
         return Fitted(choice, stage, fit_learner(choice, stage))
@@ -82,7 +92,9 @@ def fit() -> Callable[..., Fitted]:
 
 @pytest.fixture(scope="session")
 def worlds(make_world) -> dict[str, Prepared]:
-    """60 users with a taste for some of 30 items: a prepared folder per kind of feedback."""
+    """60 users with a taste for some of 30 items: a prepared folder per kind of feedback, and
+    one with items as tasks.
+    """
     rng = np.random.default_rng(7)
     taste = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 30)) + rng.normal(size=30)
     rows = []
@@ -92,8 +104,11 @@ def worlds(make_world) -> dict[str, Prepared]:
         for time, item in enumerate(items):
             rating = int(np.clip(np.round(3.4 + liking[item] + rng.normal()), 1, 5))
             rows.append((f"u{user}", f"i{item}", rating, 100 * time))
+    genres = {f"i{item}": [f"g{item % 4}", f"h{item % 3}"] for item in range(30)}
+    few_raters = {"shots": [0, 1, 3], "reserve": 3}
     return {
-        "implicit": make_world(rows, "user_cold_curve", **SMALL),
+        "items": make_world(rows, "item_cold_curve", genres, **few_raters),
+        "implicit": make_world(rows, "user_cold_curve", genres, **SMALL),
         "rating": make_world(rows, "user_cold_5_rating"),
         "label": make_world(rows, "user_cold_5_label"),
     }

@@ -39,7 +39,7 @@ class CNP(FeatureRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        s, size = self.settings, self.item_embedding.size
+        s, size = self.settings, self.other_embedding.size
         widths = [size + 1, *s.hidden_size]
         layers = [
             part
@@ -47,7 +47,7 @@ class CNP(FeatureRecommender):
             for part in (nn.Linear(inputs, outputs), nn.ReLU())
         ]
         self.encoder = nn.Sequential(*layers, nn.Linear(widths[-1], s.context_size))
-        self.prior = make_mlp(self.user_embedding.size + s.context_size, size, s.hidden_size)
+        self.prior = make_mlp(self.task_embedding.size + s.context_size, size, s.hidden_size)
         with torch.no_grad():
             self.prior[f"bias_{len(s.hidden_size)}"] += self.label_mean
 

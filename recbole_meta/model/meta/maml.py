@@ -57,7 +57,7 @@ class MAML(FeatureRecommender):
         super().__init__(config, dataset)
         self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
         self.prior = make_mlp(
-            self.user_embedding.size, self.item_embedding.size, self.settings.hidden_size
+            self.task_embedding.size, self.other_embedding.size, self.settings.hidden_size
         )
         with torch.no_grad():
             self.prior[f"bias_{len(self.settings.hidden_size)}"] += self.label_mean

@@ -1,0 +1,84 @@
+r"""
+ContentRidge
+################################################
+Reference:
+    Gantner et al. "Learning Attribute-to-Feature Mappings for Cold-Start Recommendations."
+    ICDM 2010. The posterior given raters: as in PriorRidge.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_meta.data.content import item_content
+from recbole_meta.data.warm import warm_users
+from recbole_meta.episode import Examples
+from recbole_meta.errors import DataError
+from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
+from recbole_meta.settings import Positive, Size
+
+
+@dataclass(frozen=True)
+class ContentRidgeSettings(MetaSettings):
+    embedding_size: Size  # d, directions kept
+    reg_weight: Positive  # lambda, of the ridge from content, in items
+    noise: Positive  # s2, the variance of a rater around what content says
+
+
+class ContentRidge(MetaRecommender):
+    r"""Content says what an item's factors are before anybody rated it; raters correct it.
+
+    .. math::
+        X - p = U S V', \qquad V_u = (V S)_u / \sqrt{n}, \qquad
+        W = \sqrt{n} \, U, \qquad B = (C'C + \lambda I)^{-1} C'W
+
+    .. math::
+        w = c B + D V_s' (V_s D V_s' + s^2 I)^{-1} (1 - p_s - V_s B' c'), \qquad
+        score_u = p_u + V_u w
+
+    X: 0/1 rows of the n warm items over users, p their mean, c: the item's fields as a vector and a
+    1, D: the mean square of what is left of each column of W, diagonal; s: the raters.
+    """
+
+    group = "fold-in"
+    reads = "ids +item fields"
+    sides = ("item",)
+    settings: ContentRidgeSettings
+
+    def prepare(self, train_data) -> None:
+        dataset = train_data._dataset
+        warm = warm_users(dataset)
+        v = warm.directions[:, : self.settings.embedding_size]  # [U, d]
+        square = np.maximum((v**2).sum(axis=0), 1e-12)
+        factors = (warm.matrix @ v - warm.pop @ v) / square  # [n, d]
+        content = item_content(dataset)
+        content = np.concatenate([content, np.ones((len(content), 1))], axis=1)  # [I, D + 1]
+        c = content[warm.ids]
+        normal = c.T @ c + self.settings.reg_weight * np.eye(c.shape[1])
+        start = content @ np.linalg.solve(normal, c.T @ factors)  # [I, d]
+        self.keep("pop", warm.pop)
+        self.keep("user_vector", v.copy())
+        self.keep("start", start)
+        self.keep("open", ((factors - start[warm.ids]) ** 2).mean(axis=0))  # [d]
+
+    def encode_tasks(self, tasks: Tensor) -> Tensor:
+        return self.start[tasks]
+
+    def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
+        raise DataError("ContentRidge knows the items of its data set only.")
+
+    def adapt(self, support: Examples) -> State:
+        v = self.user_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
+        residual = (1 - self.pop[support.x]) * support.mask - v @ support.task  # [S]
+        spread = v * self.open
+        kernel = spread @ v.T + self.settings.noise * torch.eye(
+            v.shape[0], dtype=v.dtype, device=v.device
+        )
+        return {"w": support.task + spread.T @ torch.linalg.solve(kernel, residual)}  # [d]
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        return self.pop[x] + self.user_vector[x] @ state["w"]
