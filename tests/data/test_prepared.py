@@ -387,7 +387,7 @@ def test_who_is_cold_where(folders) -> None:
         valid, test = (set(prepared.tasks(phase)) for phase in ("valid", "test"))
         both = valid | test
         cold = (valid, test) if name == "user_cold_global" else (both, both)
-        assert (prepared.cold_tasks("valid"), prepared.cold_users("test")) == cold
+        assert (prepared.cold_tasks("valid"), prepared.cold_tasks("test")) == cold
         for phase, users in zip(("valid", "test"), cold):
             warm = prepared.warm_rows(phase)
             train = prepared.rows(prepared.train_name(phase, prepared.shots[-1]))

@@ -1,0 +1,264 @@
+"""Items as tasks: content rules against plain loops, learners, judging, serving."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_meta
+from recbole_meta.data.content import item_content
+from recbole_meta.errors import DataError, SettingError
+from recbole_meta.evaluation.metrics import ranking_metrics
+from recbole_meta.evaluation.recompute import recompute
+from recbole_meta.fitting import judge_learner
+from recbole_meta.quick_start import run
+
+GENRES = 4
+
+
+@pytest.fixture(scope="module")
+def world(make_world):
+    """120 items of 4 genres; a user takes items of his genre, and of another now and then."""
+    rng = np.random.default_rng(5)
+    genres = {f"i{item}": [f"g{item % GENRES}", "film"] for item in range(120)}
+    rows = [
+        (f"u{user}", f"i{item}", 5, 100 * item + user)
+        for user in range(80)
+        for item in range(120)
+        if rng.random() < (0.7 if item % GENRES == user % GENRES else 0.08)
+    ]
+    return make_world(rows, "item_cold_curve", genres, shots=[0, 1, 3], reserve=3)
+
+
+def genre_of(token: str) -> int:
+    return int(token[1:]) % GENRES
+
+
+def columns(fitted) -> np.ndarray:
+    """0/1 of warm items' rows, [I, U], by RecBole's ids."""
+    x = np.zeros((fitted.model.n_tasks, fitted.model.n_others))
+    for user, item in fitted.prepared.warm_rows("test")[["user", "item"]].itertuples(index=False):
+        x[fitted.id_of("item")[item], fitted.id_of("user")[user]] = 1
+    return x
+
+
+def one_hot(fitted) -> np.ndarray:
+    """The genres of the items, one column each, by RecBole's ids."""
+    tokens = fitted.stage.dataset.field2id_token["item_id"]
+    c = np.zeros((len(tokens), GENRES + 1))
+    for place, token in enumerate(tokens):
+        if place:
+            c[place, [genre_of(token), GENRES]] = 1
+    return c
+
+
+def scores(fitted, k: int = 0) -> np.ndarray:
+    """Scores [U, I] after k raters of each item."""
+    judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", k)
+    users = torch.arange(fitted.model.n_others)
+    with torch.no_grad():
+        found = fitted.model.full_sort_predict({fitted.model.USER_ID: users})
+    return found.view(len(users), -1).numpy()
+
+
+def test_content_is_one_column_per_category(world, fit) -> None:
+    fitted = fit(world, "ContentKNN")
+    found = item_content(fitted.stage.dataset)
+    expected = one_hot(fitted)
+    assert found.shape == expected.shape
+    assert sorted(map(tuple, found.T)) == sorted(map(tuple, expected.T))
+
+
+@pytest.mark.parametrize("neighbours", [3, 1000])
+def test_content_knn_is_the_weighted_mean_of_like_items(world, fit, neighbours: int) -> None:
+    fitted = fit(world, "ContentKNN", neighbours=neighbours)
+    x, c = columns(fitted), one_hot(fitted)
+    warm = np.flatnonzero(x.any(axis=1))
+    centred = c - c[warm].mean(axis=0)
+    for item in (fitted.id_of("item")[token] for token in world.tasks("test")):
+        near = {}
+        for j in warm:
+            cosine = centred[item] @ centred[j]
+            near[j] = cosine / np.linalg.norm(centred[item]) / np.linalg.norm(centred[j])
+        least = sorted(near.values(), reverse=True)[: min(neighbours, len(near))][-1]
+        near = {j: w for j, w in near.items() if w >= max(least - 1e-12, 1e-12)}
+        expected = sum(w * x[j] for j, w in near.items()) / sum(near.values())
+        np.testing.assert_allclose(scores(fitted)[:, item], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_content_ridge_is_the_posterior_of_a_gaussian(world, fit, k: int) -> None:
+    """Against the conditional of the joint Gaussian of all users' entries of an item."""
+    s = dict(embedding_size=5, reg_weight=2.0, noise=0.4)
+    fitted = fit(world, "ContentRidge", **s)
+    x, c = columns(fitted), one_hot(fitted)
+    c = np.concatenate([c, np.ones((len(c), 1))], axis=1)
+    warm = np.flatnonzero(x.any(axis=1))
+    p = x[warm].mean(axis=0)
+    _, singular, vt = np.linalg.svd(x[warm] - p, full_matrices=False)
+    v = (vt[:5] * singular[:5, None]).T / np.sqrt(len(warm))  # [U, d]
+    w, *_ = np.linalg.lstsq(v, (x[warm] - p).T, rcond=None)  # [d, n]
+    b = np.linalg.solve(c[warm].T @ c[warm] + 2 * np.eye(c.shape[1]), c[warm].T @ w.T)
+    left = ((w.T - c[warm] @ b) ** 2).mean(axis=0)
+    found = scores(fitted, k)
+    support = world.support("test", k)
+    for token in world.tasks("test"):
+        item = fitted.id_of("item")[token]
+        mean, cov = p + v @ (c[item] @ b), v @ np.diag(left) @ v.T
+        raters = support.loc[support["item"] == token, "user"].map(fitted.id_of("user")).to_numpy()
+        assert len(raters) == k
+        noisy = cov[np.ix_(raters, raters)] + 0.4 * np.eye(k)
+        expected = mean + cov[:, raters] @ np.linalg.solve(noisy, 1 - mean[raters])
+        np.testing.assert_allclose(found[:, item], expected, atol=1e-4)
+
+
+def test_content_finds_the_genre_and_raters_do_without(world, fit) -> None:
+    """The known answer: who loves the genre comes first."""
+
+    def found(name: str, k: int, **settings) -> float:
+        fitted = fit(world, name, **settings)
+        judged = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", k)
+        return judged.means()["ndcg@10"]
+
+    chance = found("Random", 0)
+    assert found("ContentKNN", 0) > chance + 0.3
+    assert found("ContentRidge", 0) > chance + 0.3
+    assert found("PriorRidge", 0) == pytest.approx(chance)
+    assert found("PriorRidge", 3) > chance + 0.3
+    trained = dict(epochs=15, train_batch_size=8)
+    assert found("CNP", 0, **trained) > chance + 0.2
+    assert found("MAML", 3, item_fields=False, **trained) > chance + 0.2
+
+
+def test_a_users_scores_must_be_comparable(world, fit) -> None:
+    with pytest.raises(SettingError, match="'loss' is softmax.*bce"):
+        fit(world, "CNP", loss="softmax")
+
+
+def test_all_items_are_ranked_in_a_second_list(world, fit, tmp_path) -> None:
+    fitted = fit(world, "ContentRidge")
+    judged = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", 1)
+    found = scores(fitted, 1)
+    assert list(judged.metrics) == ["cold", "all"]
+    rows, early = world.rows("test"), world.early_rows("test")
+    had = [world.rows("train_0"), world.rows("valid"), early]  # RecBole hides what a user had
+    for query, candidates in (("cold", world.candidates("test")), ("all", set(world.catalogue))):
+        for task, user in enumerate(judged.arrays["task"]):
+            own = set().union(*(part.loc[part["user"] == user, "item"] for part in had))
+            free = sorted(candidates - own)
+            asked = found[fitted.id_of("user")[user], [fitted.id_of("item")[i] for i in free]]
+            best = [free[i] for i in np.argsort(-asked, kind="stable")[:10]]
+            prefix = "" if query == "cold" else "all/"
+            listed = judged.arrays[f"{prefix}topk"][task]
+            assert [i for i in listed if i] == best
+            liked = set(rows.loc[rows["user"] == user, "item"])
+            hits = np.array([[i in liked for i in listed]])
+            expected = ranking_metrics(
+                hits, judged.arrays[f"{prefix}topk_score"][task : task + 1],
+                judged.arrays[f"{prefix}cut_tie_size"][task : task + 1],
+                judged.arrays[f"{prefix}cut_tie_positives"][task : task + 1], [len(liked)],
+            )  # fmt: skip
+            np.testing.assert_allclose(
+                judged.metrics[query]["ndcg@10"][task], expected["ndcg@10"][0]
+            )
+
+
+# On ml-100k.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """``runs(model, protocol)``: the test result, and what was written."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def found(model: str, protocol: str, **settings):
+        where = dict(prepared_path=root / "prepared", results=root / "runs")
+        return run(model, protocol=protocol, settings=settings, **where), root / "prepared"
+
+    return found
+
+
+def test_floors_are_at_their_references(runs) -> None:
+    """Random .060 and genres .221 on another split, with a standard deviation of .03."""
+    values = {
+        model: np.mean([
+            runs(model, "item_cold", split=split)[0]["test_result"]["ndcg@10"] for split in range(3)
+        ])
+        for model in ("Random", "ContentKNN", "ContentRidge")
+    }  # fmt: skip
+    assert values["Random"] == pytest.approx(0.060, abs=0.015)
+    assert values["ContentKNN"] > 0.221
+    assert values["ContentRidge"] > 0.268
+
+
+@pytest.mark.parametrize("protocol", ["item_cold_curve", "both_cold"])
+def test_a_run_is_recomputed(runs, protocol: str) -> None:
+    found, prepared = runs("ContentKNN", protocol)
+    for entry in found["runs"]:
+        assert recompute(Path(entry["folder"]), prepared)["cold"]["ndcg@10"] == pytest.approx(
+            entry["test"]["ndcg@10"]
+        )
+
+
+def test_recboles_models_rank_cold_items(runs) -> None:
+    values = [
+        entry["test"]["ndcg@10"] for entry in runs("BPR", "item_cold_curve", epochs=3)[0]["runs"]
+    ]
+    assert len(values) == 4 and all(0 < value < 1 for value in values)
+
+
+# Serving.
+
+
+def test_a_new_item_is_shown_to_those_who_would_take_it(world, tmp_path, fit) -> None:
+    from recbole_meta.serving import model_bytes
+
+    settings = dict(epochs=40, train_batch_size=8, item_fields=True)
+    fitted = fit(world, "CNP", **settings)
+    users = set(world.warm_rows("test")["user"])
+    path = tmp_path / "model.pt"
+    path.write_bytes(model_bytes(fitted.model, fitted.stage.dataset, "implicit", users, {}))
+    served = recbole_meta.load(path)
+    assert served.info()["newcomers are"] == "items" and served.info()["users"] == 80
+    assert served.info()["features of items"] == ["class"]
+    silent = served.adapt()
+    best = {
+        genre: [int(u[1:]) % GENRES for u, _ in served.adapt(features={"class": [f"g{genre}"]}).rank(10)]
+        for genre in range(GENRES)
+    }  # fmt: skip
+    assert sum(best[genre].count(genre) for genre in range(GENRES)) > 20  # 10 by chance
+    raters = [f"u{n}" for n in range(0, 12, GENRES)]
+    told = served.adapt(likes=raters)
+    assert not {user for user, _ in told.rank(10)} & set(raters)
+    assert told.score(raters) != silent.score(raters)
+    # the same as the fitted model says of an item with these raters
+    item = fitted.id_of("item")[world.tasks("test")[0]]
+    x = torch.tensor([[fitted.id_of("user")[user] for user in raters]])
+    from recbole_meta.episode import Examples
+
+    ones = torch.ones(x.shape)
+    genres = world.tasks("test")[0]
+    told = served.adapt(likes=raters, features={"class": [f"g{genre_of(genres)}", "film"]})
+    expected = fitted.scores(Examples(x, ones, ones, torch.tensor([item])))[0]
+    tokens = fitted.stage.dataset.field2id_token["user_id"]
+    for user, score in told.score(["u5", "u6", "u77"]).items():
+        assert score == pytest.approx(float(expected[list(tokens).index(user)]), abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["ContentKNN", "ContentRidge"])
+def test_content_rules_are_not_saved(runs, model: str, tmp_path) -> None:
+    with pytest.raises(DataError, match=f"{model} knows the items of its data set only"):
+        run(model, protocol="item_cold", save=True, prepared_path=tmp_path, results=tmp_path)
+
+
+def test_content_ridge_needs_items_as_tasks() -> None:
+    with pytest.raises(SettingError, match="ContentRidge has no task that is a user"):
+        run("ContentRidge", protocol="user_cold_5")
+
+
+def test_content_needs_features(make_world, fit) -> None:
+    rows = [(f"u{n % 9}", f"i{n // 9}", 5, n) for n in range(270) if n % 4]
+    bare = make_world(rows, "item_cold")
+    with pytest.raises(DataError, match="no feature of items"):
+        fit(bare, "ContentKNN")
