@@ -193,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default=None, help="candidates, separated by commas; all if not given"
     )
     sub.add_argument("--ignore_unknown", action="store_true", help="warn of items that are unknown")
+    sub.add_argument(
+        "--explain", action="store_true", help="say what each item of the support moved of a score"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("info", "Say what a saved model is.", "info model.pt --json", _info)
@@ -424,13 +427,19 @@ def _adapt(options: argparse.Namespace) -> None:
         unknown,
     )
     only = None if options.only is None else _listed(options.only)
-    ranked = newcomer.rank(options.k, _listed(options.exclude), only, unknown=unknown)
+    which = {"exclude": _listed(options.exclude), "only": only, "unknown": unknown}
+    if options.explain:
+        ranked = newcomer.explain(options.k, **which)
+    else:
+        ranked = newcomer.rank(options.k, **which)
     if options.json:
-        print(json_text([{"item": item, "score": score} for item, score in ranked]), end="")
+        keys = ("item", "score", "moved")
+        print(json_text([dict(zip(keys, entry)) for entry in ranked]), end="")
         return
-    width = max(len(item) for item, _ in ranked)
-    for place, (item, score) in enumerate(ranked, start=1):
-        print(f"{place:4}  {item:{width}}  {score:.4f}")
+    width = max(len(item) for item, *_ in ranked)
+    for place, (item, score, *moved) in enumerate(ranked, start=1):
+        reasons = [f"{by:+.4f} {of}" for each in moved for of, by in each.items()]
+        print("  ".join([f"{place:4}", f"{item:{width}}", f"{score:.4f}", *reasons]))
 
 
 def _listed(text: str) -> list[str]:

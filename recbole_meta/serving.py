@@ -121,15 +121,20 @@ class Served:
             for name in one:
                 if name not in _SAYS:
                     raise SettingError(f"No argument '{name}' of adapt. {nearest(name, _SAYS)}")
-        if not newcomers:
-            return []
         said = [
             self._said(
                 one.get("likes", ()), one.get("dislikes", ()), one.get("ratings") or {}, unknown
             )
             for one in newcomers
         ]
-        features = [dict(one.get("features") or {}) for one in newcomers]
+        return self._newcomers(said, [dict(one.get("features") or {}) for one in newcomers])
+
+    def _newcomers(
+        self, said: Sequence[dict[int, float]], features: Sequence[dict[str, Any]]
+    ) -> "list[Newcomer]":
+        """`_newcomer` of each, together."""
+        if not said:
+            return []
         model = self.model
         with torch.no_grad():
             support = model.complete(_support(said))
@@ -267,6 +272,42 @@ class Newcomer:
             (served.items[ids[i]] if i < len(ids) else tokens[i - len(ids)], float(scores[i]))
             for i in best.tolist()
         ]
+
+    def explain(
+        self,
+        k: int = 10,
+        exclude: Iterable[Any] = (),
+        only: Collection[Any] | None = None,
+        new_items: Mapping[str, Mapping[str, Any]] | None = None,
+        unknown: str = "error",
+    ) -> list[tuple[str, float, dict[str, float]]]:
+        r"""The items and scores of `rank`, and what each item of the support moved of the score.
+
+        .. math:: moved_{is} = score_i(support) - score_i(support \setminus \{s\})
+
+        Largest first, ties by token; below zero: the score is lower for s. Empty without a support.
+        They need not add up to the gain over the prior: what two items say alike, neither moves
+        alone. What an item moves of all scores alike moves no ranking.
+        """
+        served = self.served
+        new = {str(token): features for token, features in (new_items or {}).items()}
+        ranked = self.rank(k, exclude, only, new, unknown)
+        known = [item for item, _ in ranked if item not in new]
+        fresh = {item: new[item] for item, _ in ranked if item in new}
+        support = sorted(self.said, key=lambda place: served.items[place])
+        without = [{i: self.said[i] for i in support if i != left} for left in support]
+        less = served._newcomers(without, [self.features] * len(support))
+        whole = self.score(known, fresh)
+        parts = {
+            served.items[left]: newcomer.score(known, fresh)
+            for left, newcomer in zip(support, less, strict=True)
+        }
+        found = []
+        for item, score in ranked:
+            moved = {left: whole[item] - part[item] for left, part in parts.items()}
+            largest = sorted(moved.items(), key=lambda pair: -pair[1])
+            found.append((item, score, dict(largest)))
+        return found
 
     def _scores(self, ids: Tensor, new: Sequence[Mapping[str, Any]]) -> Tensor:
         """Of items by id, then of new ones; where most are asked, all are scored without a copy."""

@@ -184,7 +184,7 @@ def test_no_file_breaches_its_floor():
 
 
 def test_ray_is_imported_nowhere_in_the_repository():
-    folders = ["benchmarks", "tests", PACKAGE]
+    folders = ["benchmarks", "examples", "tests", PACKAGE]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = [
         f"{path.relative_to(ROOT)}:{entry.line}"

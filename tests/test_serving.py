@@ -267,6 +267,85 @@ def test_items_that_were_never_met_by_their_features(saved, served) -> None:
     assert ranked == [("new", pytest.approx(scores["new"], abs=1e-6))]
 
 
+# What moved a ranking.
+
+
+@pytest.mark.parametrize("model", RANKERS)
+def test_an_explanation_is_adapting_without_each_item(served, model) -> None:
+    one = served(model)
+    likes, dislikes = one.items[1:5], one.items[5:7] if one.model.reads_labels else []
+    newcomer = one.adapt(likes, dislikes)
+    found = newcomer.explain(7, exclude=one.items[8:9])
+    assert [entry[:2] for entry in found] == newcomer.rank(7, exclude=one.items[8:9])
+    top = [item for item, _, _ in found]
+    whole = newcomer.score(top)
+    for left in [*likes, *dislikes]:
+        less = one.adapt(*([item for item in each if item != left] for each in (likes, dislikes)))
+        for item, score in less.score(top).items():
+            moved = found[top.index(item)][2][left]
+            assert moved == pytest.approx(whole[item] - score, rel=1e-3, abs=1e-5)
+    for _, _, moved in found:
+        assert set(moved) == {*likes, *dislikes}
+        assert [*moved] == sorted(moved, key=lambda item: (-moved[item], item))
+
+
+@pytest.mark.parametrize("model", RATERS)
+def test_an_explanation_of_ratings(served, model) -> None:
+    """With features of the newcomer, which stay."""
+    one = served(model, "user_cold_5_rating")
+    ratings = {one.items[1]: 5, one.items[2]: 1, one.items[3]: 4}
+    about = {"gender": "F"} if "gender" in one.info()["features of users"] else {}
+    newcomer = one.adapt(ratings=ratings, features=about)
+    for item, score, moved in newcomer.explain(5):
+        assert score == pytest.approx(newcomer.score([item])[item], abs=1e-5)
+        assert set(moved) == set(ratings)
+        for left, by in moved.items():
+            others = {other: rating for other, rating in ratings.items() if other != left}
+            less = one.adapt(ratings=others, features=about).score([item])[item]
+            assert by == pytest.approx(score - less, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["PriorRidge", "EASEFoldIn", "MAML", "CNP"])
+def test_nothing_moved_the_prior_and_one_item_all_the_rest(served, model) -> None:
+    one = served(model)
+    nobody, item = one.adapt(), one.items[1]
+    assert nobody.explain(4) == [(*entry, {}) for entry in nobody.rank(4)]
+    for found, score, moved in one.adapt([item]).explain(4):
+        gain = score - nobody.score([found])[found]
+        assert moved == {item: pytest.approx(gain, rel=1e-4, abs=1e-5)}
+
+
+def test_an_item_of_a_fold_in_rule_moves_the_same_in_any_company(served) -> None:
+    """The score is a sum over the support, beside what is everybody's."""
+    one = served("EASEFoldIn")
+    few, many = one.items[1:3], one.items[1:7]
+    alike = {item: moved for item, _, moved in one.adapt(many).explain(10**6)}
+    for item, _, moved in one.adapt(few).explain(10, exclude=many):
+        assert moved == pytest.approx({left: alike[item][left] for left in few}, abs=1e-5)
+
+
+def test_even_items_bring_even_items(served) -> None:
+    """Even users love even items: what comes first among them is the even likes' doing."""
+    one = served("PriorRidge")
+    parity = {item: int(item[1:]) % 2 for item in one.items[1:]}
+    even = [item for item, odd in parity.items() if not odd]
+    odd = [item for item, odd in parity.items() if odd]
+    found = one.adapt([*even[:2], odd[0]]).explain(5, only=even)
+    assert len(found) == 5
+    for _, _, moved in found:
+        assert [*moved][-1] == odd[0] and moved[even[0]] > 0 and moved[even[1]] > 0
+
+
+def test_what_has_no_id_is_explained_too(served) -> None:
+    one = served("CNP", "user_cold_5_rating")
+    newcomer, new = one.adapt(ratings={one.items[1]: 4, one.items[2]: 2}), {7: {"genre": ["Drama"]}}
+    (found, score, moved), *_ = newcomer.explain(1, only=[], new_items=new)
+    assert (found, score) == ("7", pytest.approx(newcomer.score([], new)["7"], abs=1e-6))
+    less = one.adapt(ratings={one.items[2]: 2}).score([], new)["7"]
+    assert moved[one.items[1]] == pytest.approx(score - less, rel=1e-3, abs=1e-5)
+    assert len(newcomer.explain(10**6, new_items=new)) == len(newcomer.rank(10**6, new_items=new))
+
+
 # What is refused.
 
 
@@ -287,6 +366,9 @@ def test_what_a_newcomer_cannot_say(served) -> None:
     refused(lambda: ridge.adapt(features={"age": 3}), "PriorRidge reads no features of users")
     refused(lambda: ridge.adapt().rank(0), "'k' must be at least 1", SettingError)
     refused(lambda: ridge.adapt().rank(3, only=[]), "No candidate is left")
+    refused(lambda: ridge.adapt([item]).explain(3, only=[item]), "No candidate is left")
+    for k in (0, -1, 2.0, "3"):
+        refused(lambda k=k: ridge.adapt([item]).explain(k), "'k' must be at least 1", SettingError)
     refused(
         lambda: ridge.adapt().rank(3, new_items={"new": {"a": 1}}), "reads no features of items"
     )
@@ -424,6 +506,24 @@ def test_adapt_and_info_from_the_command_line(saved, served, capsys) -> None:
     assert (about["model"], about["dataset"], about["items"]) == ("CNP", "tiny", len(items))
     assert main(["info", path]) == 0
     assert "takes" in capsys.readouterr().out
+
+
+def test_reasons_from_the_command_line(saved, served, capsys) -> None:
+    path, one = saved("PriorRidge")["saved"], served("PriorRidge")
+    likes = one.items[1:4]
+    words = ["adapt", path, "--likes", ",".join(likes), "--k", "3", "--explain"]
+    found = one.adapt(likes).explain(3)
+    assert main([*words, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [(entry["item"], entry["score"], entry["moved"]) for entry in entries] == found
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for n, (line, (item, score, moved)) in enumerate(zip(lines, found, strict=True), start=1):
+        *head, shown = line.split()[:3]
+        assert head == [str(n), item] and float(shown) == pytest.approx(score, abs=1e-4)
+        reasons = line.split()[3:]
+        assert reasons[1::2] == [*moved]
+        assert [float(by) for by in reasons[::2]] == pytest.approx([*moved.values()], abs=1e-4)
 
 
 def test_ratings_and_features_from_the_command_line(saved, served, capsys) -> None:
