@@ -82,7 +82,8 @@ def _terminal_rows(entries: Sequence[Entry], k: int, settings: str) -> list[str]
 def _counted(entry: Entry, query: str, metric: str) -> str:
     """How many users the query has, and of how many of them the metric is known."""
     n, users = (len(entry.values(query, m)) for m in (metric, _SECOND[metric]))
-    return f"{users} cold users" + (f" ({metric}: {n} with both labels)" if n < users else "")
+    who = "users of cold items" if query == "cold" else "cold users"
+    return f"{users} {who}" + (f" ({metric}: {n} with both labels)" if n < users else "")
 
 
 def _interval(i: Interval) -> str:
