@@ -198,6 +198,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
+    sub = command(
+        "export",
+        "Write a saved model as a program of torch.export, which needs torch alone.",
+        "export runs/ml-100k-user_cold_5-time-0/PriorRidge-seed2020/model.pt --out ridge.pt2",
+        _export,
+    )
+    sub.add_argument("path", help="a file that 'run --save' wrote")
+    sub.add_argument("--out", required=True, help="the program's file, for torch.export.load")
+
     sub = command("info", "Say what a saved model is.", "info model.pt --json", _info)
     sub.add_argument("path", help="a file that 'run --save' wrote")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -457,6 +466,19 @@ def _rated(text: str) -> dict[str, float]:
         if not equals:
             raise SettingError(f"--ratings are written item=rating, found '{pair}'.")
     return ratings
+
+
+def _export(options: argparse.Namespace) -> None:
+    from recbole_meta.export import exported
+    from recbole_meta.serving import load
+    from recbole_meta.tracking import check_writable, write_atomically
+
+    out = Path(options.out)
+    check_writable(out.parent, make=False)
+    if out.is_dir():
+        raise SettingError(f"--out names a file, found {out}, which is a folder.")
+    write_atomically(out.resolve(), exported(load(options.path)))
+    print(out)
 
 
 def _info(options: argparse.Namespace) -> None:

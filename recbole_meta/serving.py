@@ -252,18 +252,16 @@ class Newcomer:
         if not isinstance(k, int) or k < 1:
             raise SettingError(f"'k' must be at least 1, found {k!r}.")
         served = self.served
-        chosen = served.candidate.clone()
+        chosen = served.candidate.numpy().copy()
         if only is not None:
             chosen[:] = False
             chosen[served.ids(only, unknown)] = True
         chosen[[0, *self.said, *served.ids(exclude, unknown)]] = False
-        ids, new = chosen.nonzero().squeeze(-1), dict(new_items or {})
+        ids, new = np.flatnonzero(chosen), dict(new_items or {})
         if not len(ids) + len(new):
             raise DataError("No candidate is left to rank.")
-        scores = self._scores(ids, list(new.values())).double().numpy()
-        places = np.concatenate(
-            [served._place[ids.numpy()], len(served.items) + np.arange(len(new))]
-        )
+        scores = self._scores(torch.from_numpy(ids), list(new.values())).double().numpy()
+        places = np.concatenate([served._place[ids], len(served.items) + np.arange(len(new))])
         kth = len(scores) - min(k, len(scores))
         best = np.flatnonzero(scores >= np.partition(scores, kth)[kth])
         best = best[np.lexsort((places[best], -scores[best]))][:k]
@@ -314,7 +312,7 @@ class Newcomer:
         model, everything = self.served.model, self.served.encoded
         with torch.no_grad():
             if 2 * len(ids) > len(everything):
-                scores = model.score(self.state, everything)[ids]
+                scores = model.score(self.state, everything).index_select(0, ids)
             else:
                 scores = model.score(self.state, everything[ids])
             if new:
@@ -436,14 +434,16 @@ def _field(described: Mapping[str, Any], values: Tensor | None) -> Field:
 def _support(said: Sequence[Mapping[int, float]]) -> Examples:
     """What T newcomers said as one padded set, each one's by item, so that the order is nothing."""
     width = max(1, *map(len, said))
-    x = torch.zeros(len(said), width, dtype=torch.int64)
-    label, mask = torch.zeros(len(said), width), torch.zeros(len(said), width)
-    for task, labels in enumerate(said):
-        n = len(labels)
-        x[task, :n] = torch.tensor(sorted(labels), dtype=torch.int64)
-        label[task, :n] = torch.tensor([labels[item] for item in sorted(labels)])
-        mask[task, :n] = 1
-    return Examples(x, label, mask, torch.zeros(len(said), dtype=torch.int64))
+    ids = [sorted(labels) for labels in said]
+    padding = [[0] * (width - len(row)) for row in ids]
+    x = [row + rest for row, rest in zip(ids, padding)]
+    label = [[*map(labels.get, row), *rest] for labels, row, rest in zip(said, ids, padding)]
+    mask = [[1] * len(row) + rest for row, rest in zip(ids, padding)]
+    kind = torch.get_default_dtype()
+    return Examples(
+        torch.tensor(x), torch.tensor(label, dtype=kind), torch.tensor(mask, dtype=kind),
+        torch.zeros(len(said), dtype=torch.int64),
+    )  # fmt: skip
 
 
 def _tokens(name: str, given: Iterable[Any]) -> list[str]:

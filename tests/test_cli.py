@@ -14,7 +14,18 @@ import torch
 from recbole_meta.cli import main, run_main
 from recbole_meta.settings import names
 
-COMMANDS = ["list", "prepare", "run", "benchmark", "table", "recompute", "adapt", "info", "clean"]
+COMMANDS = [
+    "list",
+    "prepare",
+    "run",
+    "benchmark",
+    "table",
+    "recompute",
+    "adapt",
+    "export",
+    "info",
+    "clean",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ _ATTEMPTS = 4  # draws until one is outside of the set; after them the place sta
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 
 
-def with_negatives(examples: Examples, each: int, pool: Tensor) -> Examples:
+def with_negatives(examples: Examples, each: int, pool: Tensor, n_items: int) -> Examples:
     """T tasks with ``each`` negatives from the pool [P] per example, labelled 0; packed left.
 
-    There are fewer where the set leaves little of the pool.
+    There are fewer where the set leaves little of the pool. All ids are below ``n_items``.
     """
     x, mask = examples.x, examples.mask > 0
     key = (_mix(x + 1) * mask).sum(dim=1)  # [T]
-    drawn, found = draw_outside(key, torch.where(mask, x, 0), each * x.shape[1], pool)
+    drawn, found = draw_outside(key, torch.where(mask, x, 0), each * x.shape[1], pool, n_items)
     wanted = torch.arange(drawn.shape[1], device=x.device) < each * mask.sum(1, keepdim=True)
     found = (found & wanted).to(examples.mask.dtype)
     joined = Examples(
@@ -30,24 +30,27 @@ def with_negatives(examples: Examples, each: int, pool: Tensor) -> Examples:
         examples.task,
     )
     place = (joined.mask == 0).long().argsort(dim=1, stable=True)
-    packed = Examples(
+    return Examples(
         joined.x.gather(1, place), joined.label.gather(1, place), joined.mask.gather(1, place),
         examples.task,
     )  # fmt: skip
-    return packed.cut(packed.width())
 
 
-def draw_outside(key: Tensor, known: Tensor, number: int, pool: Tensor) -> tuple[Tensor, Tensor]:
-    """Items [T, number] of the pool outside of ``known`` [T, K], and where one was found."""
+def draw_outside(
+    key: Tensor, known: Tensor, number: int, pool: Tensor, n_items: int
+) -> tuple[Tensor, Tensor]:
+    """Items [T, number] of the pool outside of ``known`` [T, K], and where one was found.
+
+    All ids are below ``n_items``.
+    """
     draw = torch.arange(1, number * _ATTEMPTS + 1, device=key.device)
     hashed = _mix(key[:, None] + draw * _GOLDEN) & torch.iinfo(torch.int64).max
-    item = pool[hashed % len(pool)].view(len(key), -1)  # [T, N A]
-    size = int(torch.maximum(known.max(), pool.max())) + 1
-    taken = torch.zeros(len(key), size, dtype=torch.bool, device=key.device)
+    item = pool[hashed % len(pool)]  # [T, N A]
+    taken = torch.zeros(key.shape[0], n_items, dtype=torch.bool, device=key.device)
     taken.scatter_(1, known, True)
-    free = ~taken.gather(1, item).view(len(key), number, _ATTEMPTS)
+    free = ~taken.gather(1, item).view(key.shape[0], number, _ATTEMPTS)
     first = free.long().argmax(-1, keepdim=True)
-    item = item.view(len(key), number, _ATTEMPTS)
+    item = item.view(key.shape[0], number, _ATTEMPTS)
     return item.gather(-1, first).squeeze(-1), free.any(-1)
 
 

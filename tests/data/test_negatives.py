@@ -7,10 +7,22 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from recbole_meta.data.negatives import draw_outside, with_negatives
+from recbole_meta.data import negatives
 from recbole_meta.episode import Examples
 
 MASK = 2**64 - 1
+
+
+def with_negatives(examples: Examples, each: int, choice: Tensor) -> Examples:
+    """Without the padding at their end, with as few items as there may be."""
+    n_items = int(torch.maximum(examples.x.max(), choice.max())) + 1
+    found = negatives.with_negatives(examples, each, choice, n_items)
+    assert found.x.shape[1] == (1 + each) * examples.x.shape[1], "sizes alone decide the shape"
+    return found.cut(found.width())
+
+
+def draw_outside(key: Tensor, known: Tensor, number: int, choice: Tensor) -> tuple[Tensor, Tensor]:
+    return negatives.draw_outside(key, known, number, choice, 1001)
 
 
 def task(*items: int, width: int | None = None, label: float = 1.0) -> Examples:

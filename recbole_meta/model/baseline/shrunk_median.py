@@ -12,7 +12,7 @@ import torch
 from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.model.baseline.support_median import SupportMedian
-from recbole_meta.model.meta_recommender import MetaSettings, State
+from recbole_meta.model.meta_recommender import MetaSettings, State, joined
 from recbole_meta.settings import Count
 
 
@@ -33,6 +33,6 @@ class ShrunkMedian(SupportMedian):
 
     def adapt(self, support: Examples) -> State:
         pseudo = self.constant.repeat(self.settings.pseudo_count)
-        label = torch.cat([support.label, pseudo])
-        mask = torch.cat([support.mask, torch.ones_like(pseudo)])
+        label = joined(support.label, pseudo)
+        mask = joined(support.mask, torch.ones_like(pseudo))
         return super().adapt(support._replace(label=label, mask=mask))

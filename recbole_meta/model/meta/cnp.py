@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recbole_meta.episode import Examples
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
-from recbole_meta.model.meta_recommender import State
+from recbole_meta.model.meta_recommender import State, joined
 from recbole_meta.model.mlp import deeper, make_mlp, task_part
 from recbole_meta.settings import Least, Size
 
@@ -53,10 +53,10 @@ class CNP(FeatureRecommender):
 
     def adapt(self, support: Examples) -> State:
         label = (support.label - self.label_mean).unsqueeze(-1)  # [S, 1]
-        encoded = self.encoder(torch.cat([support.x, label], dim=-1))  # [S, R]
+        encoded = self.encoder(joined(support.x, label))  # [S, R]
         mask = support.mask.unsqueeze(-1)
         context = (encoded * mask).sum(0) / mask.sum().clamp(min=1)  # [R]
-        return {"offset": task_part(self.prior, torch.cat([support.task, context]))}
+        return {"offset": task_part(self.prior, joined(support.task, context))}
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return deeper(self.prior, x @ self.prior["weight_0"] + state["offset"])

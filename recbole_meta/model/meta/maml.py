@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from recbole_meta.episode import Examples
 from recbole_meta.inner_loop import Params, first_layer_steps
@@ -78,7 +79,8 @@ class MAML(FeatureRecommender):
         if s.order == 1:
             rows, known = rows.detach(), task.detach()
         state = {"offset": start - (task @ known + 1) * moved.sum(0), **rest}
-        if len(rows) > rows.shape[1]:  # then the weights are the smaller ones
+        longer = rows.shape[0] > rows.shape[1]  # not known where an export leaves S open
+        if statically_known_true(longer):  # then the weights are the smaller ones
             return {"weight_0": prior["weight_0"] - rows.T @ moved, **state}
         return {"rows": rows, "moved": moved, **state}
 

@@ -49,8 +49,10 @@ class PriorRidge(MetaRecommender):
     def adapt(self, support: Examples) -> State:
         v = self.item_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
         residual = (1 - self.pop[support.x]) * support.mask  # [S]
-        kernel = v @ v.T + self.settings.noise * torch.eye(len(v), dtype=v.dtype, device=v.device)
-        return {"w": v.T @ torch.linalg.solve(kernel, residual)}  # [d]
+        noise = self.settings.noise * torch.eye(v.shape[0], dtype=v.dtype, device=v.device)
+        factors = torch.linalg.lu_factor(v @ v.T + noise)  # `solve` in two, which can be exported
+        return {"w": v.T @ torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)}
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        return self.settings.base_weight * self.base[x] + self.item_vector[x] @ state["w"]
+        base = self.settings.base_weight * self.base.index_select(0, x)
+        return base + self.item_vector.index_select(0, x) @ state["w"]
