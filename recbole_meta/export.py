@@ -3,7 +3,7 @@ r"""A saved model as one program, which needs torch and neither RecBole nor this
 .. math:: (items, labels, mask, features) \to scores
 
 items, labels, mask [B, S]: what B newcomers said, padded to S; features: a tensor for each field of
-users that the model reads; scores [B, I]: of the whole catalogue, what is judged. B and S are free.
+the newcomers that the model reads; scores [B, I]: of the whole catalogue, what is judged. B and S are free.
 """
 
 import io
@@ -41,7 +41,7 @@ class Program(nn.Module):
         model = self.model
         if self.fields:
             values = [_value(*each) for each in zip(self.fields, features, strict=True)]
-            task = model.user_embedding.of(values)  # [B, D_t]
+            task = model.task_embedding.of(values)  # [B, D_t]
         else:
             nothing = model.encode_newcomer({})
             task = nothing.expand(items.shape[0], *nothing.shape)
@@ -102,8 +102,7 @@ def inputs(served: Served) -> list[dict[str, Any]]:
 
 
 def _fields(served: Served) -> list[Field]:
-    facts = getattr(served.model, "facts", None)
-    return [] if facts is None else list(facts.user_fields)
+    return list(getattr(served.model, "task_fields", []))
 
 
 def _input(place: int, field: Field) -> dict[str, Any]:

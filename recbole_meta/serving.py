@@ -355,6 +355,8 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
     if content["model"] not in known:
         raise DataError(f"Unknown model '{content['model']}'. {nearest(content['model'], known)}")
     side, state, facts = content["side"], content["state"], None
+    if side not in ("user", "item"):
+        raise DataError(f"A newcomer is a user or an item, found {side!r}.")
     if content["facts"] is not None:
         fields = {
             kind: [

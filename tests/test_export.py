@@ -25,7 +25,7 @@ FIELDS = {"item_fields": True, "user_fields": True}
 CASES = {
     "user_cold_5": {
         "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {},
-        "EASEFoldIn": {"base": "pop"}, "PriorRidge": {}, "EpisodicRidge": {},
+        "EASEFoldIn": {"base": "pop"}, "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {},
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
         "MetaSGD": SMALL, "CNP": SMALL | {"support_negatives": 2},
     },
@@ -35,6 +35,7 @@ CASES = {
         "MeLU": SMALL | {"inner_lr": 0.1, "inner_steps": 2}, "CNP": SMALL | FIELDS,
     },
     "user_cold_5_label": {"CNP": SMALL},
+    "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}},
 }  # fmt: skip
 PAIRS = [(model, protocol) for protocol, models in CASES.items() for model in models]
 SIZES = [(1, 0), (1, 1), (1, 7), (2, 1), (3, 0), (4, 4), (7, 12), (40, 9)]  # newcomers, items
@@ -113,7 +114,7 @@ def newcomers(served: Served, number: int, most: int, rng: random.Random) -> lis
         else:
             said.append({"likes": items})
         facts = getattr(served.model, "facts", None)
-        fields = [] if facts is None else facts.user_fields
+        fields = [] if facts is None else served.model.task_fields
         said[-1]["features"] = {f.name: feature(f, rng) for f in fields if rng.random() < 0.7}
     return said
 
@@ -143,7 +144,7 @@ def assert_same(program, about: dict, served: Served) -> None:
 
 
 def test_every_model_is_a_case() -> None:
-    assert {model for model, _ in PAIRS} == set(our_models())
+    assert {model for model, _ in PAIRS} == set(our_models()) - {"ContentRidge"}  # never saved
 
 
 @pytest.mark.parametrize(("model", "protocol"), PAIRS)

@@ -22,7 +22,7 @@ from recbole_meta.serving import Served, load
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
-    "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL, "MetaSGD": SMALL,
+    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL, "MetaSGD": SMALL,
     "CNP": SMALL | {"support_negatives": 2},
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}
@@ -427,7 +427,7 @@ def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 99}, "has format 99, this version reads 1"),
+        ({"format": 99}, "has format 99, this version reads 2"),
         ({"kind": "cake"}, "is no saved model"),
         ({"model": "Priorridge"}, "Did you mean 'PriorRidge'"),
         ({"items": ["[PAD]"]}, "no catalogue"),
@@ -435,6 +435,7 @@ def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
         ({"settings": {}}, "damaged"),
         ({"settings": {"epochs": -1}}, "damaged"),
         ({"state": {}}, "damaged"),
+        ({"side": "planet"}, "a user or an item"),
         ({"candidates": torch.ones(3)}, "no catalogue"),
     ],
 )

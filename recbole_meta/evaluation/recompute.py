@@ -107,9 +107,7 @@ def _check_labels(file: Path, arrays: Arrays, rows: pd.DataFrame) -> None:
         )
 
 
-def _ranking(
-    task: list[str], lists: Arrays, rows: pd.DataFrame, tied: npt.NDArray[Any]
-) -> Arrays:
+def _ranking(task: list[str], lists: Arrays, rows: pd.DataFrame, tied: npt.NDArray[Any]) -> Arrays:
     """From the stored lists; tasks without a query row in this slice are left out."""
     pairs = set(zip(rows["user"], rows["item"], strict=True))
     count = dict.fromkeys(task, 0)

@@ -149,7 +149,7 @@ class FeatureRecommender(MetaRecommender):
         each = self.settings.support_negatives
         if self.judged != "implicit" or each == 0:
             return support
-        return with_negatives(support, each, self.pool, self.n_items)
+        return with_negatives(support, each, self.pool, self.n_others)
 
     def loss(self, state: State, examples: Examples) -> Tensor:
         return self.loss_function(self.score(state, examples.x), examples.label, examples.mask)
@@ -164,7 +164,7 @@ class FeatureRecommender(MetaRecommender):
             return self._whole_catalogue(query, barred), True
         known = interaction["history_item"].to(self.device)  # [T, L]
         key = torch.randint(2**62, (len(known),)).to(self.device)
-        drawn, found = draw_outside(key, known, each * query.width(), self.pool, self.n_items)
+        drawn, found = draw_outside(key, known, each * query.width(), self.pool, self.n_others)
         wanted = torch.arange(drawn.shape[1], device=self.device) < each * query.mask.sum(
             1, keepdim=True
         )
