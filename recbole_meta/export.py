@@ -3,7 +3,8 @@ r"""A saved model as one program, which needs torch and neither RecBole nor this
 .. math:: (items, labels, mask, features) \to scores
 
 items, labels, mask [B, S]: what B newcomers said, padded to S; features: a tensor for each field of
-the newcomers that the model reads; scores [B, I]: of the whole catalogue, what is judged. B and S are free.
+the newcomers that the model reads; scores [B, I]: of the whole catalogue, what is judged. B and S
+are free.
 """
 
 import io

@@ -428,7 +428,7 @@ def _described(field: Field) -> dict[str, Any]:
 
 def _field(described: Mapping[str, Any], values: Tensor | None) -> Field:
     """The field with these values, or with those of a newcomer who says nothing."""
-    said = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
     field = Field(values=torch.zeros(1), **said)
     return field._replace(values=field.unknown().unsqueeze(0) if values is None else values)
 

@@ -22,8 +22,8 @@ from recbole_meta.serving import Served, load
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
-    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL, "MetaSGD": SMALL,
-    "CNP": SMALL | {"support_negatives": 2},
+    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL,
+    "MetaSGD": SMALL, "CNP": SMALL | {"support_negatives": 2},
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}
 RATERS = {

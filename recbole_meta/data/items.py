@@ -16,7 +16,6 @@ from recbole_meta.data.protocol import (
     PHASES,
     ColdStart,
     History,
-    Ints,
     Rows,
     Split,
     check_draw,

@@ -24,11 +24,11 @@ from filelock import FileLock
 from recbole_meta.data.atomic import MISSING, PADDING, AtomicFile, write_file
 from recbole_meta.data.items import BothCold, ItemCold
 from recbole_meta.data.protocol import (
+    ColdStart,
     Floats,
     Ints,
     Rows,
     Split,
-    ColdStart,
     UserColdCurve,
     UserColdGlobal,
     UserColdK,

@@ -277,8 +277,8 @@ class History:
         users = np.flatnonzero(self.length >= least)
         if not len(users):
             raise DataError(
-                f"No {self._task} has the {least} rows that this protocol needs: the longest history has "
-                f"{self.length.max(initial=0)}."
+                f"No {self._task} has the {least} rows that this protocol needs: the longest "
+                f"history has {self.length.max(initial=0)}."
             )
         self.n_eligible = len(users)
         return users

@@ -24,11 +24,11 @@ from typing import Literal
 import numpy as np
 
 from recbole_meta.data.protocol import (
+    ColdStart,
     Ints,
     Mask,
     Rows,
     Split,
-    ColdStart,
     draw,
     pair_hash,
 )

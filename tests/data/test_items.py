@@ -68,7 +68,7 @@ def test_folds_judge_every_item_once() -> None:
         ItemCold(**ITEMS | dict(folds=4, split=split)).apply(rows).tasks["test"].tolist()
         for split in range(4)
     ]
-    assert sorted(sum(found, [])) == list(range(40))
+    assert sorted(item for items in found for item in items) == list(range(40))
 
 
 def test_both_cold_trains_on_warm_users_and_warm_items() -> None:

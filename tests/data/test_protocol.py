@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from recbole_meta.data.protocol import (
     PHASES,
+    ColdStart,
     Rows,
     Split,
-    ColdStart,
     UserColdCurve,
     UserColdGlobal,
     UserColdK,

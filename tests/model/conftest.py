@@ -51,7 +51,7 @@ class Fitted:
     def scores(self, support: Examples) -> torch.Tensor:
         """Scores [T, I] of T made-up tasks with this support [T, S], by their ids."""
         model, tasks = self.model, support.task
-        assert 0 < tasks.min() and tasks.max() < model.n_tasks
+        assert tasks.min() > 0 and tasks.max() < model.n_tasks
         place = torch.zeros(model.n_tasks, dtype=torch.long)
         place[tasks] = torch.arange(len(tasks))
         model.observe(support.of(place)._replace(task=torch.arange(model.n_tasks)))

@@ -35,8 +35,8 @@ class ContentKNN(MetaRecommender):
         score_{ui} = \sum_{j \in N(i)} W_{ij} X_{uj} / \sum_{j \in N(i)} W_{ij}
 
     c: the item's fields as a vector, :math:`\bar c` its mean over warm items, N(i) the most similar
-    warm items, X: 0/1 of the rows. Where items are tasks the sum is over all warm rows of a user and
-    an item's raters are not read; where users are tasks it is over the support.
+    warm items, X: 0/1 of the rows. Where items are tasks the sum is over all warm rows of a user,
+    and an item's raters are not read; where users are tasks it is over the support.
     """
 
     group = "fold-in"
