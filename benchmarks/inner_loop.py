@@ -51,7 +51,7 @@ class Network(MAML):
     def __init__(self, order: int, chunk_size: int | None) -> None:
         nn.Module.__init__(self)
         page = load_properties("model", "MeLU") | {
-            "hidden_size": list(HIDDEN), "inner_lr": RATE, "inner_steps": 1, "order": order,
+            "hidden_size": list(HIDDEN), "inner_lr": RATE, "inner_steps": 1, "meta_order": order,
             "chunk_size": chunk_size,
         }  # fmt: skip
         self.settings = read_settings(MAMLSettings, page, "MeLU")
@@ -116,7 +116,7 @@ def engine_step(model: Network, parts: list[tuple[Examples, Examples]]) -> Tenso
         total = total + model.lifted_loss(support, query).sum()
         tasks += len(support.mask)
     loss = total / tasks
-    torch.autograd.grad(loss, leaves, allow_unused=model.settings.order == 1)
+    torch.autograd.grad(loss, leaves, allow_unused=model.settings.meta_order == 1)
     return loss
 
 

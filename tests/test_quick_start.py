@@ -18,7 +18,9 @@ from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.evaluation.entries import RunFiles
 from recbole_meta.evaluation.judge import Judge
 from recbole_meta.evaluation.recompute import recompute
-from recbole_meta.quick_start import run
+from recbole_meta.model import our_models
+from recbole_meta.quick_start import protocol_settings, run
+from recbole_meta.settings import load_properties, names
 from recbole_meta.terminal import terminal_table
 
 CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12, "folds": 0}
@@ -403,3 +405,10 @@ def test_the_model_of_the_best_epoch_is_judged(start, monkeypatch):
 def test_an_unknown_data_set_names_the_nearest(sample_path, tmp_path):
     with pytest.raises(DataError, match="Did you mean 'tiny'"):
         run("Pop", "tiyn", data_path=sample_path, prepared_path=tmp_path, results=tmp_path)
+
+
+def test_no_setting_of_a_model_is_one_of_a_protocol():
+    """Else it could not be given to a run."""
+    theirs = set().union(*(protocol_settings(name) for name in names("protocol")))
+    for model in our_models():
+        assert not load_properties("model", model).keys() & theirs, model

@@ -2,8 +2,8 @@
 
 ``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length
 ``after_10_19`` ... ``later``: rows more than 24 hours after the user's first row, users with at
-least 10 of them. ``held_out``: random rows, where the protocol holds out such. ``cold``: all rows of
-cold items, ranked among those of the phase; ``all``: the same rows, ranked among all items.
+least 10 of them. ``held_out``: random rows, where the protocol holds out such. ``cold``: rows of
+cold items, ranked among those of the phase; ``all``: the same, ranked among all items.
 """
 
 import numpy as np

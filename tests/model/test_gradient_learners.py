@@ -118,7 +118,7 @@ ADAPTS = {"ANIL": lambda name: name.endswith("_2")}
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_ratings(float64, folders, name, steps, order):
-    model, batch = made(folders, "rating", name, inner_steps=steps, order=order, loss="mse")
+    model, batch = made(folders, "rating", name, inner_steps=steps, meta_order=order, loss="mse")
     rates = (lambda key: model.rates[key]) if name == "MetaSGD" else None
     everything = lambda key: True  # noqa: E731
     compare(model, batch, "mse", order, steps, ADAPTS.get(name, everything), rates)
@@ -181,7 +181,7 @@ def test_chunks_do_not_change_the_loss(float64, folders, name):
 def test_first_and_second_order_differ(float64, folders):
     found = []
     for order in (1, 2):
-        model, batch = made(folders, "rating", "MAML", order=order)
+        model, batch = made(folders, "rating", "MAML", meta_order=order)
         model.calculate_loss(batch).backward()
         found.append(model.prior["weight_0"].grad)
     assert (found[0] - found[1]).abs().max() > 1e-3

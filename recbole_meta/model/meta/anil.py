@@ -32,7 +32,7 @@ class ANIL(MAML):
             score = h @ head["weight"] + head["bias"]
             return self.inner_loss(score, support.label, support.mask)
 
-        return {"offset": offset, **sgd_steps(loss, head, s.inner_lr, s.inner_steps, s.order)}
+        return {"offset": offset, **sgd_steps(loss, head, s.inner_lr, s.inner_steps, s.meta_order)}
 
     def score(self, state: State, x: Tensor) -> Tensor:
         h = hidden(dict(self.prior.items()), x @ self.prior["weight_0"] + state["offset"])

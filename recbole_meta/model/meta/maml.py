@@ -31,7 +31,7 @@ class MAMLSettings(LearnerSettings):
     )  # ~: by what is judged: bce, mse, bce
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
-    order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
+    meta_order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
 
 
 class MAML(FeatureRecommender):
@@ -73,10 +73,10 @@ class MAML(FeatureRecommender):
         first = rows @ prior["weight_0"] + start  # [S, H]
         rest = {name: value for name, value in prior.items() if name not in _FIRST}
         moved, rest = first_layer_steps(
-            loss, first, rows, task @ task + 1, rest, s.inner_lr, s.inner_steps, s.order
+            loss, first, rows, task @ task + 1, rest, s.inner_lr, s.inner_steps, s.meta_order
         )
         known = task
-        if s.order == 1:
+        if s.meta_order == 1:
             rows, known = rows.detach(), task.detach()
         state = {"offset": start - (task @ known + 1) * moved.sum(0), **rest}
         longer = rows.shape[0] > rows.shape[1]  # not known where an export leaves S open

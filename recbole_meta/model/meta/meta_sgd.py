@@ -38,7 +38,7 @@ class MetaSGD(MAML):
             return self.inner_loss(deeper(params, z), support.label, support.mask)
 
         prior, rates = dict(self.prior.items()), dict(self.rates.items())
-        params = sgd_steps(loss, prior, rates, s.inner_steps, s.order)
+        params = sgd_steps(loss, prior, rates, s.inner_steps, s.meta_order)
         offset = task_part(params, task)
         del params["task_weight"], params["bias_0"]
         return {"offset": offset, **params}
