@@ -220,7 +220,7 @@ def end_to_end(prepared_path: str, repeats: int, device: str) -> dict[str, float
         prepare("ml-100k", protocol, "user_cold_curve", prepared_path=prepared_path)
     )
     settings = {
-        "support_negatives": 0, "query_size": 8, "query_negatives": 4, "inner_steps": 1,
+        "support_negatives": 0, "query_rows": 8, "query_negatives": 4, "inner_steps": 1,
         "train_batch_size": 64, "loss": "bce",
     }  # fmt: skip
     choice = choose_model("MAML")

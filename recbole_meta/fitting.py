@@ -221,7 +221,7 @@ def fit_learner(
         trainer.after_epoch = lambda entry: progress(_said(entry, metric))
         trainer.fit(
             EpisodeDataLoader(
-                stage.dataset, config["train_batch_size"], config["seed"], config["query_size"]
+                stage.dataset, config["train_batch_size"], config["seed"], config["query_rows"]
             )
         )
     return trainer

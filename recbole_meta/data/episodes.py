@@ -8,7 +8,7 @@ some task of valid has.
 
 A batch is an Interaction of T episodes: ``task`` [T] ids of users, ``support_*`` [T, S] and
 ``query_*`` [T, Q] (``item``, ``label``, ``mask``), ``barred_item`` [T, R] (0: none) what cannot be
-recommended in the episode, ``history_item`` [T, L] (0: none) all that the user has. ``query_size``:
+recommended in the episode, ``history_item`` [T, L] (0: none) all that the user has. ``query_rows``:
 at most so many random rows of the query are drawn.
 """
 
@@ -53,10 +53,10 @@ class EpisodeDataLoader:
     shuffle = True
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, query_size: int | None = None
+        self, dataset: Dataset, batch_size: int, seed: int, query_rows: int | None = None
     ) -> None:
         self._dataset = self.dataset = dataset
-        self.batch_size, self.query_size = batch_size, query_size
+        self.batch_size, self.query_rows = batch_size, query_rows
         self.rng = np.random.default_rng(seed)
         prepared = open_prepared(dataset.config["prepared"])
         self.draw = _Held(prepared) if prepared.held_out else _Reserve(prepared)
@@ -80,12 +80,12 @@ class EpisodeDataLoader:
             yield self._some(Interaction(columns))
 
     def _some(self, episodes: Interaction) -> Interaction:
-        """At most ``query_size`` random rows of each query."""
+        """At most ``query_rows`` random rows of each query."""
         mask = episodes["query_mask"]
-        if self.query_size is None or self.query_size >= mask.shape[1]:
+        if self.query_rows is None or self.query_rows >= mask.shape[1]:
             return episodes
         order = np.argsort(self.rng.random(mask.shape) + (mask.numpy() == 0), axis=1)
-        place = torch.from_numpy(order[:, : self.query_size].copy())
+        place = torch.from_numpy(order[:, : self.query_rows].copy())
         names = ("query_item", "query_label", "query_mask")
         chosen = {name: episodes[name].gather(1, place) for name in names}
         return Interaction({**episodes.interaction, **chosen})

@@ -33,7 +33,7 @@ class LearnerSettings(MetaSettings):
     schedule: Literal["constant", "cosine"]  # of the learning rate, over ``epochs``
     loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: softmax, mae, bce
     support_negatives: Count  # per positive of a ranking's support
-    query_size: Size | None  # rows drawn of an episode's query; ~: all
+    query_rows: Size | None  # rows drawn of an episode's query; ~: all
     query_negatives: Size | None  # per positive of a ranking's query; ~: the whole catalogue
     embedding_size: Size  # d, of each field
     embedding_std: Positive  # deviation of the embeddings' start

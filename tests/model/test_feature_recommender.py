@@ -59,7 +59,7 @@ def test_an_item_that_no_warm_user_has_is_unknown(make_world):
     cold = make_world(rows, "user_cold_curve", **CURVE).tasks("test")[0]
     prepared = make_world([*rows, (cold, "rare", 3.0, 10**6)], "user_cold_curve", **CURVE)
     assert cold in prepared.tasks("test")
-    model, stage, batch = learner(prepared, query_size=None, query_negatives=None)
+    model, stage, batch = learner(prepared, query_rows=None, query_negatives=None)
     rare = stage.dataset.token2id("item_id", "rare")
     assert rare not in model.pool.tolist()
     assert not model.encode(torch.tensor([rare])).any()
@@ -71,7 +71,7 @@ def test_an_item_that_no_warm_user_has_is_unknown(make_world):
 
 def test_negatives_of_a_query_are_met_by_others_and_not_by_the_user(folders):
     prepared = folders["implicit"]
-    model, stage, batch = learner(prepared, query_size=None, query_negatives=3)
+    model, stage, batch = learner(prepared, query_rows=None, query_negatives=3)
     query, shared = model.query(batch)
     assert not shared
     have, pool = histories(prepared), set(prepared.warm_rows("test")["item"])
@@ -102,7 +102,7 @@ def test_negatives_of_a_support_are_not_of_the_support(folders):
 def test_the_catalogue_of_a_query_is_all_that_could_be_recommended(folders):
     """Warm items less the first rows of the user; 1 where they are in the query."""
     prepared = folders["implicit"]
-    model, stage, batch = learner(prepared, query_size=None, query_negatives=None)
+    model, stage, batch = learner(prepared, query_rows=None, query_negatives=None)
     query, shared = model.query(batch)
     pool = set(prepared.warm_rows("test")["item"])
     assert shared and query.x.shape == (model.n_items, model.item_embedding.size)
