@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from recbole_meta.quick_start import run
-from recbole_meta.serving import Served, load
+from recbole_meta.saved_model import load
+from recbole_meta.serving import Served
 
 N_ITEMS, N_USERS, N_ROWS, SAID = 10_000, 500, 20, 10
 TRAINING = {"epochs": 1}

@@ -9,5 +9,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``load``, read when it is asked for: torch takes seconds."""
     if name == "load":
-        return importlib.import_module("recbole_meta.serving").load
+        return importlib.import_module("recbole_meta.saved_model").load
     raise AttributeError(f"module 'recbole_meta' has no attribute '{name}'")

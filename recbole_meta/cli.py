@@ -418,7 +418,7 @@ def _recompute(options: argparse.Namespace) -> None:
 
 
 def _adapt(options: argparse.Namespace) -> None:
-    from recbole_meta.serving import load
+    from recbole_meta.saved_model import load
     from recbole_meta.tracking import json_text
 
     try:
@@ -470,7 +470,7 @@ def _rated(text: str) -> dict[str, float]:
 
 def _export(options: argparse.Namespace) -> None:
     from recbole_meta.export import exported
-    from recbole_meta.serving import load
+    from recbole_meta.saved_model import load
     from recbole_meta.tracking import check_writable, write_atomically
 
     out = Path(options.out)
@@ -482,7 +482,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from recbole_meta.serving import load
+    from recbole_meta.saved_model import load
     from recbole_meta.tracking import json_text
 
     about = load(options.path).info()

@@ -12,7 +12,7 @@ from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.protocol import ColdStart
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
-from recbole_meta.serving import model_bytes
+from recbole_meta.saved_model import model_bytes
 from recbole_meta.settings import load_properties, load_yaml
 from recbole_meta.stage import Stage, check_device
 from recbole_meta.tracking import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recbole_meta.data.atomic import AtomicFile
-from recbole_meta.serving import load
+from recbole_meta.saved_model import load
 
 ROOT = Path(__file__).resolve().parents[1]
 LIKES = [

@@ -18,7 +18,8 @@ from recbole_meta.export import ABOUT, exported
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import joined
 from recbole_meta.quick_start import run
-from recbole_meta.serving import Served, load
+from recbole_meta.saved_model import load
+from recbole_meta.serving import Served
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 FIELDS = {"item_fields": True, "user_fields": True}

@@ -28,6 +28,7 @@ FLOORS = {
     "model": 2,
     "evaluation": 3,
     "serving": 3,
+    "saved_model": 3,
     "export": 3,
     "checkpoint": 4,
     "trainer": 4,

@@ -17,7 +17,8 @@ from recbole_meta.cli import main
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.quick_start import run
-from recbole_meta.serving import Served, load
+from recbole_meta.saved_model import load
+from recbole_meta.serving import Served
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 RANKERS = {

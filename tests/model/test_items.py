@@ -212,7 +212,7 @@ def test_recboles_models_rank_cold_items(runs) -> None:
 
 
 def test_a_new_item_is_shown_to_those_who_would_take_it(world, tmp_path, fit) -> None:
-    from recbole_meta.serving import model_bytes
+    from recbole_meta.saved_model import model_bytes
 
     settings = dict(epochs=40, train_batch_size=8, item_fields=True)
     fitted = fit(world, "CNP", **settings)
