@@ -1,7 +1,7 @@
 """A trained model behind a sign-up page: newcomers in, rankings out, external tokens throughout.
 
-`saved_model.load` reads one from its file. A newcomer is a value: adapting never changes the model, updating
-gives another newcomer, so any number of threads may serve from one model.
+`saved_model.load` reads one from its file. A newcomer is a value: adapting never changes the model,
+updating gives another newcomer, so any number of threads may serve from one model.
 
 Where items were cold in training the newcomer is an item: ``likes`` are users who took it, and the
 ranking is of users, those who would take it first.
