@@ -186,7 +186,7 @@ class Served:
 
     def ids(self, tokens: Iterable[Any], unknown: str = "error") -> list[int]:
         """The ids of items; unknown ones are an error that names them, or left out."""
-        named = [str(token) for token in tokens]
+        named = _tokens("items", tokens)
         missing = [token for token in named if token not in self._id]
         if missing and unknown == "error":
             raise DataError(f"Unknown items: {', '.join(missing)}.")

@@ -71,7 +71,8 @@ class Judge:
         self._reset()
 
     def _init_rankings(self, phase: str) -> None:
-        early = self.prepared.early_rows(phase)  # the reserve; without one, the support
+        phases = self.prepared.description["train"]  # of cold items, users had both phases' reserve
+        early = pd.concat([self.prepared.early_rows(each) for each in phases])
         self.masked = _pairs(early, self.task_of, self.users, self.items)
         by_list: dict[str, dict[str, Pairs]] = {}
         for name, rows in self.queries.items():

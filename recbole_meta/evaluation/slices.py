@@ -3,7 +3,8 @@
 ``rows_11_20``: the horizon after the reserve. ``after``: everything after it, and by its length
 ``after_10_19`` ... ``later``: rows more than 24 hours after the user's first row, users with at
 least 10 of them. ``held_out``: random rows, where the protocol holds out such. ``cold``: rows of
-cold items, ranked among those of the phase; ``all``: the same, ranked among all items.
+cold items, ranked among those of the phase; ``all``: the same, ranked among all items, where items
+are tasks.
 """
 
 import numpy as np
@@ -26,7 +27,8 @@ def queries(prepared: Prepared, phase: str) -> dict[str, pd.DataFrame]:
     if prepared.held_out:
         return {"held_out": rows}
     if prepared.description["candidates"] == "cold":
-        return {"cold": rows, WIDE: rows} if prepared.feedback == "implicit" else {"cold": rows}
+        wide = prepared.side == "item" and prepared.feedback == "implicit"
+        return {"cold": rows, WIDE: rows} if wide else {"cold": rows}
     found: dict[str, pd.DataFrame] = {}
     if prepared.horizon is not None:
         start, stop = prepared.query_start, prepared.query_start + prepared.horizon

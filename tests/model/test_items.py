@@ -141,7 +141,7 @@ def test_all_items_are_ranked_in_a_second_list(world, fit, tmp_path) -> None:
     judged = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", 1)
     found = scores(fitted, 1)
     assert list(judged.metrics) == ["cold", "all"]
-    rows, early = world.rows("test"), world.early_rows("test")
+    rows, early = world.rows("test"), world.rows("reserved")  # of both phases
     had = [world.rows("train_0"), world.rows("valid"), early]  # RecBole hides what a user had
     for query, candidates in (("cold", world.candidates("test")), ("all", set(world.catalogue))):
         for task, user in enumerate(judged.arrays["task"]):

@@ -39,7 +39,7 @@ class ContentKNN(MetaRecommender):
     and an item's raters are not read; where users are tasks it is over the support.
     """
 
-    group = "fold-in"
+    group = "floor"
     reads = "ids +item fields"
     settings: ContentKNNSettings
 
@@ -79,5 +79,5 @@ def _neighbours(content: Floats, met: np.ndarray, size: int) -> Floats:
     np.fill_diagonal(weight, 0)
     keep = min(size, len(met))
     least = np.partition(weight, -keep, axis=1)[:, -keep, None]
-    weight = np.where(weight >= least, weight, 0)
+    weight = np.where(weight >= least - 1e-9, weight, 0)  # ties stay together
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)

@@ -44,7 +44,7 @@ class ContentRidge(MetaRecommender):
     1, D: the mean square of what is left of each column of W, diagonal; s: the raters.
     """
 
-    group = "fold-in"
+    group = "floor"
     reads = "ids +item fields"
     sides = ("item",)
     settings: ContentRidgeSettings
