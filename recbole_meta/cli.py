@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -534,14 +535,15 @@ def _delete(paths: Iterable[Path]) -> None:
 
 
 def _is_trained(path: Path) -> bool:
-    """Whether this is a checkpoint or a saved model of ours."""
-    from recbole_meta.checkpoint import read_checkpoint
+    """Whether this is a checkpoint or a saved model of ours, of whatever format."""
+    import torch
 
     try:
-        content = read_checkpoint(path)
-    except RecboleMetaError:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return False
-    return "identity" in content or content.get("kind") == "model"
+    ours = isinstance(content, dict) and "format" in content
+    return ours and ("identity" in content or content.get("kind") == "model")
 
 
 def _is_unit(path: Path) -> bool:

@@ -147,8 +147,9 @@ def test_prepare_says_where_and_how_many(call, sample_path):
     assert code == 0
     rows = len((sample_path / "tiny" / "tiny.inter").read_text().splitlines()) - 1
     about = json.loads((Path(folder) / "protocol.json").read_text())
-    assert counts.startswith(f"{rows} rows, 60 users (")
-    assert counts.endswith("40 items; cold: 6 valid, 12 test")
+    assert counts == (
+        f"{rows} rows, 60 users, 40 items (98% of the users eligible); cold: 6 valid, 12 test"
+    )
     assert about["settings"]["split"] == 1
 
 
