@@ -12,7 +12,11 @@ from recbole_meta.settings import load_properties
 from recbole_meta.trainer import judge_model
 
 N_USERS, N_ITEMS, SHOTS = 60, 40, 2
-RANKING = {name: cls for name, cls in our_models().items() if "implicit" in cls.feedback}
+RANKING = {  # this world has ids alone
+    name: cls
+    for name, cls in our_models().items()
+    if "implicit" in cls.feedback and "+item fields" not in cls.reads
+}
 ADAPTS = [name for name, cls in RANKING.items() if cls.group != "floor"]
 FLOORS = [name for name, cls in RANKING.items() if cls.group == "floor"]
 
