@@ -14,45 +14,25 @@ import numpy as np
 
 from recbole_meta.data.protocol import (
     PHASES,
-    ColdStart,
     History,
+    Reserved,
     Rows,
     Split,
     check_draw,
-    check_shots,
     draw,
     order_seed,
 )
 
 
 @dataclass(frozen=True)
-class _Items(ColdStart):
-    shots: tuple[int, ...]
-    reserve: int  # the first rows of a task that the support is taken from, never judged
-
-    candidates = "cold"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shots(self.shots, self.reserve)
-
-    @property
-    def support_sizes(self) -> tuple[int, ...]:
-        return tuple(sorted(self.shots))
-
-    @property
-    def query_start(self) -> int:
-        return self.reserve
-
-
-@dataclass(frozen=True)
-class ItemCold(_Items):
+class ItemCold(Reserved):
     """Tasks are items; test = a fifth of them, valid = a tenth, or in folds."""
 
     folds: int  # number of disjoint folds of items; 0: 70/10/20 by seed + split
 
     kind = "item_cold"
     task = "item"
+    candidates = "cold"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,19 +42,16 @@ class ItemCold(_Items):
         seed = order_seed(self.seed, self.split, self.folds)
         history = History(rows.turned(), self.order, seed, self.task)
         cold = draw(history.eligible(self.reserve + 1), self.seed, self.split, self.folds)
-        files = history.cold_files(cold, self.reserve)
-        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
-        for k in self.support_sizes:
-            files[f"train_{k}"] = history.rows(~is_cold | (history.position < k))
         train = dict.fromkeys(PHASES, "train_{k}")
-        return Split(files, train, cold, {}, history.n_eligible, cold)
+        return Split(self.files(history, cold), train, cold, {}, history.n_eligible, cold)
 
 
 @dataclass(frozen=True)
-class BothCold(_Items):
+class BothCold(Reserved):
     """Tasks are users; 70/10/20 of the users and 70/10/20 of the items, by seed + split."""
 
     kind = "both_cold"
+    candidates = "cold"
 
     def apply(self, rows: Rows) -> Split:
         seed = self.seed + self.split

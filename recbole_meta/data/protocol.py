@@ -147,23 +147,18 @@ class UserColdK(ColdStart):
 
 
 @dataclass(frozen=True)
-class _Curve(ColdStart):
-    shots: tuple[int, ...]
-    reserve: int  # the first rows of a task, never candidates
-    horizon: int | None  # rows of the primary query after the reserve; ~: all
-    eligible: int  # rows that a cold user has at least, >= reserve + horizon
+class Reserved(ColdStart):
+    """The supports of all k are heads of one reserve, so that they share one query."""
 
-    candidates = "train"
+    shots: tuple[int, ...]
+    reserve: int  # the first rows that a task's support is taken from, never judged
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_shots(self.shots, self.reserve)
-        least = self.reserve + (1 if self.horizon is None else self.horizon)
-        if (self.horizon is not None and self.horizon < 1) or self.eligible < least:
-            raise SettingError(
-                f"'eligible' is {self.eligible}, must be at least reserve + horizon = {least} "
-                f"(horizon {self.horizon}, at least 1)."
-            )
+        if not self.shots or len(set(self.shots)) < len(self.shots) or min(self.shots) < 0:
+            raise SettingError(f"'shots' must be different numbers >= 0, found {self.shots}.")
+        if max(self.shots) > self.reserve:
+            raise SettingError(f"'shots' {max(self.shots)} is larger than reserve {self.reserve}.")
 
     @property
     def support_sizes(self) -> tuple[int, ...]:
@@ -172,6 +167,31 @@ class _Curve(ColdStart):
     @property
     def query_start(self) -> int:
         return self.reserve
+
+    def files(self, history: "History", cold: dict[str, Ints]) -> dict[str, Ints]:
+        """Both phases are judged from one training file per k: warm tasks and all supports."""
+        files = history.cold_files(cold, self.reserve)
+        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
+        for k in self.support_sizes:
+            files[f"train_{k}"] = history.rows(~is_cold | (history.position < k))
+        return files
+
+
+@dataclass(frozen=True)
+class _Curve(Reserved):
+    horizon: int | None  # rows of the primary query after the reserve; ~: all
+    eligible: int  # rows that a cold user has at least, >= reserve + horizon
+
+    candidates = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = self.reserve + (1 if self.horizon is None else self.horizon)
+        if (self.horizon is not None and self.horizon < 1) or self.eligible < least:
+            raise SettingError(
+                f"'eligible' is {self.eligible}, must be at least reserve + horizon = {least} "
+                f"(horizon {self.horizon}, at least 1)."
+            )
 
     @property
     def query_horizon(self) -> int | None:
@@ -193,10 +213,7 @@ class UserColdCurve(_Curve):
     def apply(self, rows: Rows) -> Split:
         history = History(rows, self.order, order_seed(self.seed, self.split, self.folds))
         cold = draw(history.eligible(self.eligible), self.seed, self.split, self.folds)
-        files = history.cold_files(cold, self.reserve)
-        is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
-        for k in self.support_sizes:
-            files[f"train_{k}"] = history.rows(~is_cold | (history.position < k))
+        files = self.files(history, cold)
         return Split(files, dict.fromkeys(PHASES, "train_{k}"), cold, {}, history.n_eligible)
 
 
@@ -356,11 +373,3 @@ def check_draw(shots: int, folds: int, split: int) -> None:
         raise SettingError(f"'folds' must be 0 (random splits) or at least 2, found {folds}.")
     if folds and split >= folds:
         raise SettingError(f"'split' must be below folds {folds}, found {split}.")
-
-
-def check_shots(shots: tuple[int, ...], reserve: int) -> None:
-    """Refuse supports that are larger than the reserve that they are taken from."""
-    if not shots or len(set(shots)) < len(shots) or min(shots) < 0:
-        raise SettingError(f"'shots' must be different numbers >= 0, found {shots}.")
-    if max(shots) > reserve:
-        raise SettingError(f"'shots' {max(shots)} is larger than reserve {reserve}.")

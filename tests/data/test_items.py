@@ -71,9 +71,17 @@ def test_folds_judge_every_item_once() -> None:
     assert sorted(item for items in found for item in items) == list(range(40))
 
 
-def test_both_cold_trains_on_warm_users_and_warm_items() -> None:
+def test_splits_of_both_cold_draw_items_anew() -> None:
+    first, second = (BothCold(**BOTH | dict(split=s)).apply(table(200)) for s in (0, 1))
+    for phase in ("valid", "test"):
+        assert set(first.cold_items[phase]) != set(second.cold_items[phase])
+        assert set(first.tasks[phase]) != set(second.tasks[phase])
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_both_cold_trains_on_warm_users_and_warm_items(split: int) -> None:
     rows = table(200)
-    made = BothCold(**BOTH | dict(split=0)).apply(rows)
+    made = BothCold(**BOTH | dict(split=split)).apply(rows)
     users, items = made.tasks, made.cold_items
     cold_users, cold_items = (np.concatenate(list(part.values())) for part in (users, items))
     assert len(cold_items) == 12 and len(np.unique(cold_users)) == len(cold_users)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -68,6 +69,40 @@ def test_content_is_one_column_per_category(world, fit) -> None:
     expected = one_hot(fitted)
     assert found.shape == expected.shape
     assert sorted(map(tuple, found.T)) == sorted(map(tuple, expected.T))
+
+
+def test_what_cold_items_alone_carry_is_no_column(world, make_world, fit) -> None:
+    """Nor does it move a warm item's neighbours."""
+    rows = pd.concat([world.rows(name) for name in ("train_0", "reserved", "valid", "test")])
+    rows = [(user, item, 5, time) for user, item, time in rows[["user", "item", "time"]].to_numpy()]
+    cold = world.cold_tasks("test")
+    genres = {
+        f"i{n}": [f"g{n % GENRES}", "film", *(["late"] if f"i{n}" in cold else [])]
+        for n in range(120)
+    }
+    other = make_world(rows, "item_cold_curve", genres, shots=[0, 1, 3], reserve=3)
+    assert other.cold_tasks("test") == cold
+    found = item_content(fit(other, "ContentKNN").stage.dataset)
+    np.testing.assert_array_equal(found, item_content(fit(world, "ContentKNN").stage.dataset))
+
+
+def test_content_knn_of_users_is_by_the_neighbours_of_what_is_scored(worlds, fit) -> None:
+    fitted = fit(worlds["implicit"], "ContentKNN", neighbours=4)
+    tokens = fitted.stage.dataset.field2id_token["item_id"]
+    c = np.array([[*np.eye(4)[n % 4], *np.eye(3)[n % 3]] for n in (int(i[1:]) for i in tokens[1:])])
+    ids = fitted.id_of("item")
+    met = {ids[item] - 1 for item in fitted.prepared.warm_rows("test")["item"]}
+    centred = c - c[sorted(met)].mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    support = [1, 5, 8]
+    expected = []
+    for i in range(len(c)):
+        near = {j: max(0.0, centred[i] @ centred[j]) if j != i else 0.0 for j in met}
+        least = sorted(near.values(), reverse=True)[3] - 1e-9
+        near = {j: w for j, w in near.items() if w >= least}
+        expected.append(sum(near.get(s - 1, 0.0) for s in support) / sum(near.values()))
+    found = fitted.scores_after(support)[0, 1:]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("neighbours", [3, 1000])
