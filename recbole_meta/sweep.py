@@ -73,11 +73,13 @@ class Sweep:
         A unit that raises stops nothing but those that need it; it is tried again at the next
         start.
         """
-        start = time.perf_counter()
+        start, said = time.perf_counter(), -1
         while todo := self._open():
             finished = sum(self._try(unit) for unit in todo)
-            spent = time.perf_counter() - start
-            _log.info("%d units are missing, %.0f s spent", len(todo) - finished, spent)
+            missing, spent = len(todo) - finished, time.perf_counter() - start
+            if missing != said:
+                _log.info("%d units are missing, %.0f s spent", missing, spent)
+            said = missing
             if not finished:
                 time.sleep(_WAIT)
 
