@@ -9,7 +9,8 @@ some task of valid has.
 A batch is an Interaction of T episodes: ``task`` [T] ids of users, ``support_*`` [T, S] and
 ``query_*`` [T, Q] (``item``, ``label``, ``mask``), ``barred_item`` [T, R] (0: none) what cannot be
 recommended in the episode, ``history_item`` [T, L] (0: none) all that the user has. ``query_rows``:
-at most so many random rows of the query are drawn.
+at most so many random rows of the query are drawn; ``undrawn_item`` [T, L'] (0: none) are the
+others.
 """
 
 from collections.abc import Iterator
@@ -81,13 +82,15 @@ class EpisodeDataLoader:
 
     def _some(self, episodes: Interaction) -> Interaction:
         """At most ``query_rows`` random rows of each query."""
-        mask = episodes["query_mask"]
-        if self.query_rows is None or self.query_rows >= mask.shape[1]:
-            return episodes
+        mask, most = episodes["query_mask"], self.query_rows
+        if most is None or most >= mask.shape[1]:
+            none = torch.zeros(len(mask), 1, dtype=torch.int64)
+            return Interaction({**episodes.interaction, "undrawn_item": none})
         order = np.argsort(self.rng.random(mask.shape) + (mask.numpy() == 0), axis=1)
-        place = torch.from_numpy(order[:, : self.query_rows].copy())
+        drawn, undrawn = torch.from_numpy(order).split([most, mask.shape[1] - most], dim=1)
         names = ("query_item", "query_label", "query_mask")
-        chosen = {name: episodes[name].gather(1, place) for name in names}
+        chosen = {name: episodes[name].gather(1, drawn) for name in names}
+        chosen["undrawn_item"] = episodes["query_item"].gather(1, undrawn)
         return Interaction({**episodes.interaction, **chosen})
 
     def state_dict(self) -> dict[str, Any]:

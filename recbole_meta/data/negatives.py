@@ -1,7 +1,8 @@
-r"""Negatives of a task: items that are not in a set, drawn by a hash of a key.
+r"""Negatives of a task: items that are not in a set.
 
-The same key and set give the same items, whatever the batch, the padding and the order of the set:
-a newcomer's state stays a function of his support.
+Of a support they are drawn by a hash of a key: the same key and set give the same items, whatever
+the batch, the padding and the order of the set, so a newcomer's state stays a function of his
+support.
 """
 
 import torch
@@ -52,6 +53,19 @@ def draw_outside(
     first = free.long().argmax(-1, keepdim=True)
     item = item.view(key.shape[0], number, _ATTEMPTS)
     return item.gather(-1, first).squeeze(-1), free.any(-1)
+
+
+def sample_outside(
+    known: Tensor, number: int, pool: Tensor, n_items: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Different random items [T, N] of the pool outside of ``known`` [T, K], N <= ``number``;
+    where there is one, [T, N]; and how many there are, [T, 1].
+    """
+    chance = torch.zeros(len(known), n_items)
+    chance[:, pool.cpu()] = 1 + torch.rand(len(known), len(pool))
+    chance = chance.to(known.device).scatter_(1, known, 0.0)
+    value, item = chance.topk(min(number, n_items), dim=1)
+    return item, value > 0, (chance > 0).sum(1, keepdim=True)
 
 
 def _mix(x: Tensor) -> Tensor:

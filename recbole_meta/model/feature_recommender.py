@@ -1,6 +1,11 @@
 r"""Trained learners: embeddings of ids and fields, losses, negatives, settings of the optimiser.
 
 Embeddings are looked up before a task adapts, and learn through the outer loop only.
+
+Where items are tasks their scores are compared across tasks, so the loss must see how many take
+each: what is drawn of an item's query is weighted by what it stands for, which leaves the loss over
+all users right in expectation (Horvitz and Thompson, JASA 1952). A user's items are compared among
+themselves, and nothing is weighted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +18,7 @@ from torch import Tensor
 
 from recbole_meta.data.facts import read_facts
 from recbole_meta.data.features import Field, FieldEmbedding, read_features
-from recbole_meta.data.negatives import draw_outside, with_negatives
+from recbole_meta.data.negatives import draw_outside, sample_outside, with_negatives
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.inner_loop import LOSSES, Loss
@@ -158,31 +163,55 @@ class FeatureRecommender(MetaRecommender):
         query, shared = super().query(interaction)
         if self.judged != "implicit":
             return query, shared
-        each = self.settings.query_negatives
-        if each is None:
-            barred = interaction["barred_item"].to(self.device)  # [T, R]
-            return self._whole_catalogue(query, barred), True
+        if self.side == "item":
+            query = query._replace(mask=query.mask * self._rows_per_drawn(interaction, query))
+        if self.settings.query_negatives is None:
+            return self._whole_catalogue(interaction, query), True
+        return self._with_drawn(interaction, query, self.settings.query_negatives), False
+
+    def _rows_per_drawn(self, interaction: Interaction, query: Examples) -> Tensor:
+        """[T, 1] how many rows of a task's query a drawn one stands for."""
+        undrawn = (interaction["undrawn_item"] > 0).sum(1, keepdim=True).to(self.device)
+        return 1 + undrawn / (query.mask > 0).sum(1, keepdim=True).clamp(min=1)
+
+    def _with_drawn(self, interaction: Interaction, query: Examples, each: int) -> Examples:
+        """The query and negatives, who have nothing of the task's history.
+
+        Of a user ``each`` per positive; of an item as many as of the item with the most, and one
+        stands for several.
+        """
         known = interaction["history_item"].to(self.device)  # [T, L]
-        key = torch.randint(2**62, (len(known),)).to(self.device)
-        drawn, found = draw_outside(key, known, each * query.width(), self.pool, self.n_others)
-        wanted = torch.arange(drawn.shape[1], device=self.device) < each * query.mask.sum(
-            1, keepdim=True
-        )
-        mask = (found & wanted).to(query.mask.dtype)
+        number = each * query.width()
+        if self.side == "user":
+            key = torch.randint(2**62, (len(known),)).to(self.device)
+            drawn, found = draw_outside(key, known, number, self.pool, self.n_others)
+            place = torch.arange(drawn.shape[1], device=self.device)
+            found = found & (place < each * query.mask.sum(1, keepdim=True))
+            mask = found.to(query.mask.dtype)
+        else:
+            drawn, found, free = sample_outside(known, number, self.pool, self.n_others)
+            mask = found.to(query.mask.dtype)
+            mask = mask * free / mask.sum(1, keepdim=True).clamp(min=1)
         return Examples(
             torch.cat([query.x, drawn], dim=1),
             torch.cat([query.label, torch.zeros_like(mask)], dim=1),
             torch.cat([query.mask, mask], dim=1),
             query.task,
-        ), False
+        )
 
-    def _whole_catalogue(self, query: Examples, barred: Tensor) -> Examples:
-        """Every candidate [I] of each task; 1 where it is a positive of the query."""
+    def _whole_catalogue(self, interaction: Interaction, query: Examples) -> Examples:
+        """Every candidate [I] of each task; 1 where it is a positive of the query that was drawn,
+        nothing where it was not.
+        """
+        barred, undrawn = (
+            interaction[f"{name}_item"].to(self.device) for name in ("barred", "undrawn")
+        )  # [T, R], [T, L']
         label = query.label.new_zeros(len(query.x), self.n_others)
-        label.scatter_(1, query.x, query.label * query.mask)
+        label.scatter_(1, query.x, query.label * (query.mask > 0))
         mask = torch.zeros_like(label)
         mask[:, self.pool] = 1
-        mask.scatter_(1, barred, 0.0)
+        mask.scatter_(1, barred, 0.0).scatter_(1, undrawn, 0.0)
+        mask.scatter_(1, query.x, query.mask)
         label[:, 0] = mask[:, 0] = 0
         return Examples(self.encode(self.all_others), label, mask, query.task)
 

@@ -115,6 +115,21 @@ def test_the_catalogue_of_a_query_is_all_that_could_be_recommended(folders):
         assert items_of(stage, items[query.label[row] > 0]) == asked and not asked & barred
 
 
+def test_a_positive_that_was_not_drawn_is_no_negative(folders):
+    prepared = folders["implicit"]
+    model, stage, _ = learner(prepared, query_rows=None, query_negatives=None)
+    batch = next(iter(EpisodeDataLoader(stage.dataset, 10**4, 7, query_rows=1)))
+    assert batch["query_item"].shape[1] == 1
+    query, _ = model.query(batch)
+    pool, items = set(prepared.warm_rows("test")["item"]), torch.arange(model.n_items)
+    undrawn = 0
+    for row in range(len(batch["task"])):
+        barred, left = (items_of(stage, batch[f"{n}_item"][row]) for n in ("barred", "undrawn"))
+        assert items_of(stage, items[query.mask[row] > 0]) == pool - barred - left
+        undrawn += len(left)
+    assert undrawn >= len(batch["task"]) and set(query.mask.unique().tolist()) == {0, 1}
+
+
 def test_predictions_start_at_the_mean_of_warm_ratings(folders):
     prepared = folders["rating"]
     model, *_ = learner(prepared, "CNP")

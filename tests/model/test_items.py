@@ -1,5 +1,6 @@
 """Items as tasks: content rules against plain loops, learners, judging, serving."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from recbole.data.interaction import Interaction
+
 import recbole_meta
 from recbole_meta.data.content import item_content
+from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import ranking_metrics
 from recbole_meta.evaluation.recompute import recompute
@@ -169,6 +173,52 @@ def test_content_finds_the_genre_and_raters_do_without(world, fit) -> None:
 def test_a_users_scores_must_be_comparable(world, fit) -> None:
     with pytest.raises(SettingError, match=r"'loss' is softmax.*bce"):
         fit(world, "CNP", loss="softmax")
+
+
+@pytest.mark.parametrize("negatives", [None, 2])
+def test_what_is_drawn_of_a_query_stands_for_all_of_it(worlds, fit, negatives) -> None:
+    """Its loss is that of all users in expectation, however few are drawn."""
+    fitted = fit(worlds["items"], "CNP", query_rows=None, query_negatives=None)
+    model, dataset = fitted.model, fitted.stage.dataset
+    batch = next(iter(EpisodeDataLoader(dataset, 10**4, 0)))
+    taken, left = batch["query_mask"].sum(1), 60 - (batch["history_item"] > 0).sum(1)
+    assert taken.max() > 3 * taken.min() > 9, "items that few take, and many"
+    some = EpisodeDataLoader(dataset, 10**4, 0, query_rows=3)._some
+    found = []
+    with torch.no_grad():
+        expected = float(model.calculate_loss(batch))
+        model.settings = replace(model.settings, query_negatives=negatives)
+        for _ in range(60):
+            drawn = some(batch)
+            query, _ = model.query(drawn)
+            for label, number in ((1, taken), (0, left.float())):
+                torch.testing.assert_close((query.mask * (query.label == label)).sum(1), number)
+            assert (query.mask * query.label > 0).sum(1).max() == 3
+            found.append(float(model.calculate_loss(drawn)))
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found) - expected) < 4 * error and error < 0.02 * expected
+
+
+@pytest.mark.parametrize("drawn", [20, None])
+def test_how_many_take_an_item_is_learnt(make_world, fit, drawn) -> None:
+    """Two genres that are equally loved by all, one of them by three times as many."""
+    rng = np.random.default_rng(3)
+    genres = {f"i{item}": [f"g{item % 2}"] for item in range(80)}
+    rows = [
+        (f"u{user}", f"i{item}", 5, 100 * item + user)
+        for user in range(60)
+        for item in range(80)
+        if rng.random() < (0.6 if item % 2 else 0.2)
+    ]
+    world = make_world(rows, "item_cold", genres)
+    few = dict(epochs=12, train_batch_size=8, query_rows=drawn, query_negatives=drawn)
+    found = torch.from_numpy(scores(fit(world, "CNP", **few))).sigmoid()
+    ids = fit(world, "Random").id_of("item")
+    share = [
+        float(found[1:, [ids[i] for i in world.tasks("test") if int(i[1:]) % 2 == genre]].mean())
+        for genre in (0, 1)
+    ]
+    assert share[0] < 0.25 and 0.45 < share[1] < 0.75
 
 
 def test_all_items_are_ranked_in_a_second_list(world, fit, tmp_path) -> None:
