@@ -357,7 +357,8 @@ def _run(options: argparse.Namespace) -> None:
         for name, choice in choices.items()
     }
     for name in models:  # all of it before the first long work
-        check_run(name, options.protocol, ours | read[name], options.device, options.threads)
+        save = options.save and choices[name].ours
+        check_run(name, options.protocol, ours | read[name], options.device, options.threads, save)
     check_writable(Path(options.results))
     if options.json:
         check_writable(Path(options.json).parent, make=False)
@@ -429,7 +430,8 @@ def _adapt(options: argparse.Namespace) -> None:
     if not isinstance(features, dict):
         raise SettingError(f"--features must be 'name: value' pairs, found {features!r}.")
     unknown = "ignore" if options.ignore_unknown else "error"
-    newcomer = load(options.path).adapt(
+    served = load(options.path)
+    newcomer = served.adapt(
         _listed(options.likes),
         _listed(options.dislikes),
         _rated(options.ratings),
@@ -443,7 +445,7 @@ def _adapt(options: argparse.Namespace) -> None:
     else:
         ranked = newcomer.rank(options.k, **which)
     if options.json:
-        keys = ("item", "score", "moved")
+        keys = (served.kind, "score", "moved")
         print(json_text([dict(zip(keys, entry)) for entry in ranked]), end="")
         return
     width = max(len(item) for item, *_ in ranked)

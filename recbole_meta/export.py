@@ -4,7 +4,7 @@ r"""A saved model as one program, which needs torch and neither RecBole nor this
 
 items, labels, mask [B, S]: what B newcomers said, padded to S; features: a tensor for each field of
 the newcomers that the model reads; scores [B, I]: of the whole catalogue, what is judged. B and S
-are free.
+are free. Where newcomers are items there are users in the place of items.
 """
 
 import io
@@ -42,7 +42,7 @@ class Program(nn.Module):
         model = self.model
         if self.fields:
             values = [_value(*each) for each in zip(self.fields, features, strict=True)]
-            task = model.task_embedding.of(values)  # [B, D_t]
+            task = model.encode_values(values)  # [B, D_t]
         else:
             nothing = model.encode_newcomer({})
             task = nothing.expand(items.shape[0], *nothing.shape)
@@ -92,9 +92,10 @@ def exported(served: Served) -> bytes:
 def inputs(served: Served) -> list[dict[str, Any]]:
     """Of each argument in order its name, type, shape and meaning; of ids their tokens, by id."""
     kind = str(torch.get_default_dtype()).removeprefix("torch.")
+    others = f"{served.kind}s"
     said = "ratings" if served.feedback == "rating" else "1: liked, 0: disliked"
     return [
-        {"name": "items", "dtype": "int64", "shape": ["B", "S"], "is": "ids; 0 in padding",
+        {"name": others, "dtype": "int64", "shape": ["B", "S"], "is": "ids; 0 in padding",
          "tokens": served.items},
         {"name": "labels", "dtype": kind, "shape": ["B", "S"], "is": f"{said}; 0 in padding"},
         {"name": "mask", "dtype": kind, "shape": ["B", "S"], "is": "1: said, 0: padding"},
@@ -103,7 +104,7 @@ def inputs(served: Served) -> list[dict[str, Any]]:
 
 
 def _fields(served: Served) -> list[Field]:
-    return list(getattr(served.model, "task_fields", []))
+    return served.model.task_fields
 
 
 def _input(place: int, field: Field) -> dict[str, Any]:

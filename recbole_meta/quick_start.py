@@ -55,11 +55,9 @@ def run(
     for file in [config_files] if isinstance(config_files, str | Path) else config_files:
         given |= load_yaml(Path(file))
     given |= dict(settings or {})
-    choice, made, theirs = check_run(model, protocol, given, device, threads)
+    choice, made, theirs = check_run(model, protocol, given, device, threads, save)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise SettingError(f"'seed' must be from 0 to {2**32 - 1}, found {seed}.")
-    if save and not choice.ours:
-        raise SettingError(f"{model} cannot be saved: RecBole's models do not adapt to newcomers.")
     check_writable(Path(results))
     prepared = open_prepared(prepare(dataset, made, protocol, data_path, prepared_path))
     runs = []
@@ -98,7 +96,6 @@ def _save(path: Path, trainer: Trainer, stage: Stage) -> None:
     else:
         candidates = set(prepared.warm_rows("test")["user"])
     content = model_bytes(trainer.model, stage.dataset, prepared.feedback, candidates, about)
-    trainer.model.encode_newcomer({})  # refuses where it cannot be asked about newcomers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -112,6 +109,7 @@ def check_run(
     given: Mapping[str, Any],
     device: str = "cpu",
     threads: int | None = None,
+    save: bool = False,
 ) -> tuple[ModelChoice, ColdStart, dict[str, Any]]:
     """The model, the protocol and the model's settings, checked before any data is read."""
     ours, theirs = split_settings(protocol, given)
@@ -119,6 +117,10 @@ def check_run(
     check_settings(choice, theirs, protocol_settings(protocol))
     made = read_protocol(protocol, **ours)
     check_feedback(choice, made.feedback, made.task)
+    if save and not choice.ours:
+        raise SettingError(f"{model} cannot be saved: RecBole's models do not adapt to newcomers.")
+    if save and made.task not in choice.cls.newcomers:
+        raise SettingError(f"{model} cannot be saved: it knows the {made.task}s of its data only.")
     check_device(device)
     with thread_limit(threads):
         return choice, made, theirs

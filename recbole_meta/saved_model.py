@@ -15,7 +15,7 @@ from recbole_meta.data.features import Field
 from recbole_meta.errors import DataError, RecboleMetaError, nearest
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender
-from recbole_meta.serving import DAMAGED, Served
+from recbole_meta.serving import DAMAGED, Served, reason
 
 FORMAT = 2
 
@@ -38,7 +38,7 @@ def load(path: str | Path) -> Served:
             raise
         raise type(error)(f"{path}: {error}") from error
     except DAMAGED as error:
-        raise DataError(f"{path} is damaged or no saved model: {error}") from error
+        raise DataError(f"{path} is damaged or no saved model: {reason(error)}") from error
 
 
 def _build(content: Mapping[str, Any]) -> MetaRecommender:
@@ -56,7 +56,7 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
             ]
             for kind in ("item", "user")
         }
-        pool = state["pool"]
+        pool = state.get("pool", torch.zeros(0))  # where it has one it is a buffer
         facts = Facts(side, content["feedback"], 0.0, pool, fields["item"], fields["user"])
     user, item = content["user_field"], content["item_field"]
     config = content["settings"] | {

@@ -24,7 +24,7 @@ from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError, nearest
 from recbole_meta.model.meta_recommender import MetaRecommender, State
 
-FORMAT = 1  # of a newcomer's bytes
+FORMAT = 2  # of a newcomer's bytes
 _SAYS = ("likes", "dislikes", "ratings", "features")  # arguments of adapt
 DAMAGED = (  # what reading a file raises that is not what it should be
     OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError,
@@ -38,6 +38,7 @@ class Served:
     def __init__(self, model: MetaRecommender, content: Mapping[str, Any]) -> None:
         self.model = model
         self.feedback = str(content["feedback"])
+        self.kind = "item" if model.side == "user" else "user"  # of what is ranked
         self.items = [str(token) for token in content["items"]]  # by id; 0 is padding
         self.about: dict[str, Any] = dict(content["about"])
         self.bounds: tuple[float, float] | None = (
@@ -64,8 +65,8 @@ class Served:
         ``likes`` and ``dislikes`` where rankings or labels were learnt, ``ratings`` where ratings
         were. ``unknown``: error | ignore (with a warning), for items that the model does not know.
         """
-        said = self._said(likes, dislikes, ratings or {}, unknown)
-        return self._newcomer(said, dict(features or {}))
+        said = self._said(likes, dislikes, ratings, unknown)
+        return self._newcomer(said, _described("'features'", features))
 
     def info(self) -> dict[str, Any]:
         """What it is, what it was trained on and what it takes."""
@@ -84,7 +85,7 @@ class Served:
             "takes": takes,
             "ratings from, to": None if self.bounds is None else list(self.bounds),
             "newcomers are": f"{model.side}s",
-            "items" if model.side == "user" else "users": len(self.items) - 1,
+            f"{self.kind}s": len(self.items) - 1,
             "candidates": int(self.candidate.sum()),
             "features of users": fields["user"],
             "features of items": fields["item"],
@@ -101,12 +102,27 @@ class Served:
                 raise DataError(
                     f"The newcomer has format {found['format']}, this version reads {FORMAT}."
                 )
-            said = {self._known_id(token): float(label) for token, label in found["said"].items()}
-            return self._newcomer(said, dict(found["features"]))
+            for name, mine in self._taker().items():
+                if found[name] != mine:
+                    raise DataError(
+                        f"The newcomer is of another kind of model: its {name} is {found[name]!r}, "
+                        f"not {mine!r}."
+                    )
+            said, features = found["said"], _described("'features'", found["features"])
+            if self.feedback == "rating":
+                return self._newcomer(self._said((), (), said, "error"), features)
+            by = {label: [i for i in said if said[i] == label] for label in (1, 0)}
+            if len(by[1]) + len(by[0]) < len(said):
+                raise DataError("The bytes are no newcomer: a label is neither 1 nor 0.")
+            return self._newcomer(self._said(by[1], by[0], {}, "error"), features)
         except RecboleMetaError:
             raise
         except DAMAGED as error:
-            raise DataError(f"The bytes are no newcomer: {error}") from error
+            raise DataError(f"The bytes are no newcomer: {reason(error)}") from error
+
+    def _taker(self) -> dict[str, str]:
+        """What a newcomer's bytes must agree with: the same can be said to such a model."""
+        return {"side": self.model.side, "feedback": self.feedback}
 
     def adapt_many(
         self, newcomers: Sequence[Mapping[str, Any]], unknown: str = "error"
@@ -117,12 +133,11 @@ class Served:
                 if name not in _SAYS:
                     raise SettingError(f"No argument '{name}' of adapt. {nearest(name, _SAYS)}")
         said = [
-            self._said(
-                one.get("likes", ()), one.get("dislikes", ()), one.get("ratings") or {}, unknown
-            )
+            self._said(one.get("likes", ()), one.get("dislikes", ()), one.get("ratings"), unknown)
             for one in newcomers
         ]
-        return self._newcomers(said, [dict(one.get("features") or {}) for one in newcomers])
+        features = [_described("'features'", one.get("features")) for one in newcomers]
+        return self._newcomers(said, features)
 
     def _newcomers(
         self, said: Sequence[dict[int, float]], features: Sequence[dict[str, Any]]
@@ -151,13 +166,16 @@ class Served:
         self,
         likes: Iterable[Any],
         dislikes: Iterable[Any],
-        ratings: Mapping[Any, float],
+        ratings: Mapping[Any, float] | None,
         unknown: str,
     ) -> dict[int, float]:
         if unknown not in ("error", "ignore"):
             raise SettingError(f"'unknown' is {unknown!r}. {nearest(unknown, ['error', 'ignore'])}")
         liked, disliked = _tokens("likes", likes), _tokens("dislikes", dislikes)
-        rated = {str(token): self._rating(str(token), value) for token, value in ratings.items()}
+        rated = {
+            token: self._rating(token, value)
+            for token, value in _described("'ratings'", ratings).items()
+        }
         if self.feedback == "rating" and (liked or disliked):
             raise DataError("The model learnt ratings: give 'ratings', not likes or dislikes.")
         if self.feedback != "rating" and rated:
@@ -185,17 +203,27 @@ class Served:
         return float(value)
 
     def ids(self, tokens: Iterable[Any], unknown: str = "error") -> list[int]:
-        """The ids of items; unknown ones are an error that names them, or left out."""
-        named = _tokens("items", tokens)
+        """The ids of what is ranked; unknown ones are an error that names them, or left out."""
+        named = _tokens(f"{self.kind}s", tokens)
         missing = [token for token in named if token not in self._id]
         if missing and unknown == "error":
-            raise DataError(f"Unknown items: {', '.join(missing)}.")
+            raise DataError(f"Unknown {self.kind}s: {', '.join(missing)}.")
         if missing:
-            warnings.warn(f"Unknown items are left out: {', '.join(missing)}.", stacklevel=3)
+            warnings.warn(f"Unknown {self.kind}s are left out: {', '.join(missing)}.", stacklevel=3)
         return [self._id[token] for token in named if token in self._id]
 
-    def _known_id(self, token: str) -> int:
-        return self.ids([token])[0]
+    def new(self, given: Mapping[Any, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+        """What the model never met, by token, and its features."""
+        found = {
+            token: _described(f"The features of '{token}'", features)
+            for token, features in _described("'new_items'", given).items()
+        }
+        known = [token for token in found if token in self._id]
+        if known:
+            raise DataError(
+                f"Not new: {', '.join(known)}. What the model knows is asked for by its name alone."
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +244,9 @@ class Newcomer:
         unknown: str = "error",
     ) -> "Newcomer":
         """The newcomer who said this, too; what he says of an item again replaces the old."""
-        more = self.served._said(likes, dislikes, ratings or {}, unknown)
-        return self.served._newcomer(self.said | more, self.features | dict(features or {}))
+        more = self.served._said(likes, dislikes, ratings, unknown)
+        about = self.features | _described("'features'", features)
+        return self.served._newcomer(self.said | more, about)
 
     def score(
         self,
@@ -227,9 +256,9 @@ class Newcomer:
     ) -> dict[str, float]:
         """Item -> score, of these; of items that the model never met by their features."""
         served = self.served
-        ids, new = served.ids(items, unknown), dict(new_items or {})
+        ids, new = served.ids(items, unknown), served.new(new_items)
         scores = self._scores(torch.tensor(ids, dtype=torch.int64), list(new.values()))
-        return dict(zip([*(served.items[i] for i in ids), *map(str, new)], scores.tolist()))
+        return dict(zip([*(served.items[i] for i in ids), *new], scores.tolist()))
 
     def rank(
         self,
@@ -251,8 +280,11 @@ class Newcomer:
         if only is not None:
             chosen[:] = False
             chosen[served.ids(only, unknown)] = True
-        chosen[[0, *self.said, *served.ids(exclude, unknown)]] = False
-        ids, new = np.flatnonzero(chosen), dict(new_items or {})
+        new, barred = served.new(new_items), _tokens("exclude", exclude)
+        known = [token for token in barred if token not in new]
+        chosen[[0, *self.said, *served.ids(known, unknown)]] = False
+        ids = np.flatnonzero(chosen)
+        new = {token: features for token, features in new.items() if token not in barred}
         if not len(ids) + len(new):
             raise DataError("No candidate is left to rank.")
         scores = self._scores(torch.from_numpy(ids), list(new.values())).double().numpy()
@@ -260,7 +292,7 @@ class Newcomer:
         kth = len(scores) - min(k, len(scores))
         best = np.flatnonzero(scores >= np.partition(scores, kth)[kth])
         best = best[np.lexsort((places[best], -scores[best]))][:k]
-        tokens = [*map(str, new)]
+        tokens = [*new]
         return [
             (served.items[ids[i]] if i < len(ids) else tokens[i - len(ids)], float(scores[i]))
             for i in best.tolist()
@@ -283,7 +315,7 @@ class Newcomer:
         alone. What an item moves of all scores alike moves no ranking.
         """
         served = self.served
-        new = {str(token): features for token, features in (new_items or {}).items()}
+        new = served.new(new_items)
         ranked = self.rank(k, exclude, only, new, unknown)
         known = [item for item, _ in ranked if item not in new]
         fresh = {item: new[item] for item, _ in ranked if item in new}
@@ -316,11 +348,14 @@ class Newcomer:
             return model.output(scores)
 
     def to_bytes(self) -> bytes:
-        """What he said, from which the same model adapts to the same state."""
+        """What he said, from which the same model adapts to the same state; another that takes
+        the same, trained anew for example, reads it, too.
+        """
         items = self.served.items
         said = {items[place]: label for place, label in self.said.items()}
+        content = {"format": FORMAT, "said": said, "features": self.features}
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "said": said, "features": self.features}, buffer)
+        torch.save(content | self.served._taker(), buffer)
         return buffer.getvalue()
 
 
@@ -340,6 +375,19 @@ def _support(said: Sequence[Mapping[int, float]]) -> Examples:
 
 
 def _tokens(name: str, given: Iterable[Any]) -> list[str]:
-    if isinstance(given, str):
-        raise DataError(f"'{name}' must be a list of items, found {given!r}.")
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise DataError(f"'{name}' must be a list of tokens, found {given!r}.")
     return [str(token) for token in given]
+
+
+def _described(name: str, given: Mapping[Any, Any] | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise DataError(f"{name} must be 'name: value' pairs, found {given!r}.")
+    return {str(key): value for key, value in (given or {}).items()}
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in a line."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than plain data, or is cut short"
+    return next(iter(str(error).splitlines()), type(error).__name__)

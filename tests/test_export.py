@@ -36,7 +36,7 @@ CASES = {
         "MeLU": SMALL | {"inner_lr": 0.1, "inner_steps": 2}, "CNP": SMALL | FIELDS,
     },
     "user_cold_5_label": {"CNP": SMALL},
-    "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}},
+    "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {}},
 }  # fmt: skip
 PAIRS = [(model, protocol) for protocol, models in CASES.items() for model in models]
 SIZES = [(1, 0), (1, 1), (1, 7), (2, 1), (3, 0), (4, 4), (7, 12), (40, 9)]  # newcomers, items
@@ -145,7 +145,7 @@ def assert_same(program, about: dict, served: Served) -> None:
 
 
 def test_every_model_is_a_case() -> None:
-    assert {model for model, _ in PAIRS} == set(our_models()) - {"ContentRidge"}  # never saved
+    assert {model for model, _ in PAIRS} == set(our_models())
 
 
 @pytest.mark.parametrize(("model", "protocol"), PAIRS)

@@ -1,9 +1,11 @@
 """Serving: what a saved model says of newcomers, and what it refuses."""
 
+import io
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -363,7 +365,11 @@ def test_what_a_newcomer_cannot_say(served) -> None:
     refused(lambda: cnp.adapt([item], [item]), f"Liked and disliked at once: {item}")
     refused(lambda: ridge.adapt([item], [other]), "PriorRidge learns from likes alone")
     refused(lambda: ridge.adapt(ratings={item: 3}), "The model learnt no ratings")
-    refused(lambda: ridge.adapt("50"), "'likes' must be a list")
+    for odd in ("50", b"50", None, 50):
+        refused(lambda odd=odd: ridge.adapt(odd), "'likes' must be a list")
+    refused(lambda: ridge.adapt().rank(3, exclude="50"), "'exclude' must be a list")
+    refused(lambda: ridge.adapt(features=[3]), "'features' must be 'name: value' pairs")
+    refused(lambda: ridge.adapt(ratings=[item]), "'ratings' must be 'name: value' pairs")
     refused(lambda: ridge.adapt(features={"age": 3}), "PriorRidge reads no features of users")
     refused(lambda: ridge.adapt().rank(0), "'k' must be at least 1", SettingError)
     refused(lambda: ridge.adapt().rank(3, only=[]), "No candidate is left")
@@ -373,6 +379,16 @@ def test_what_a_newcomer_cannot_say(served) -> None:
     refused(
         lambda: ridge.adapt().rank(3, new_items={"new": {"a": 1}}), "reads no features of items"
     )
+    newcomer = ridge.adapt()
+    for ask in (
+        partial(newcomer.rank, 3),
+        partial(newcomer.explain, 3),
+        partial(newcomer.score, []),
+    ):
+        pairs = "must be 'name: value' pairs"
+        refused(partial(ask, new_items=["new"]), f"'new_items' {pairs}")
+        refused(partial(ask, new_items={"new": 3}), f"The features of 'new' {pairs}")
+        refused(partial(ask, new_items={item: {}}), f"Not new: {item}.")
     refused(lambda: ridge.adapt(unknown="drop"), "'unknown' is 'drop'", SettingError)
     refused(lambda: ridge.adapt_many([{"like": [item]}]), "Did you mean 'likes'", SettingError)
     refused(lambda: ridge.adapt_many([{}, {"likes": ["none"]}]), "Unknown items: none.")
@@ -406,6 +422,42 @@ def test_features_of_the_wrong_name_or_type(served) -> None:
     )
     refused(lambda: newcomer.score([], {"new": {"genre": ["Cake"]}}), "'genre' is 'Cake'")
     assert newcomer.score([], {"new": {"genre": ["Drama"]}, "none": {"genre": []}})
+
+
+def test_new_items_can_be_excluded(served) -> None:
+    newcomer = served("CNP", "user_cold_5_rating").adapt()
+    new = {"one": {"genre": ["Drama"]}, "two": {}}
+    ranked = newcomer.rank(5, exclude=["two"], only=[], new_items=new)
+    assert [item for item, _ in ranked] == ["one"]
+    assert [item for item, *_ in newcomer.explain(5, ["two"], [], new)] == ["one"]
+    refused(lambda: newcomer.rank(5, exclude=["three"], new_items=new), "Unknown items: three.")
+
+
+def test_bytes_of_what_this_model_cannot_be_told(served) -> None:
+    ridge, rater = served("PriorRidge"), served("CNP", "user_cold_5_rating")
+    item = ridge.items[1]
+    liked, rated = ridge.adapt([item]).to_bytes(), rater.adapt(ratings={item: 4}).to_bytes()
+    refused(lambda: rater.read_newcomer(liked), "its feedback is 'implicit', not 'rating'")
+    refused(lambda: ridge.read_newcomer(rated), "its feedback is 'rating', not 'implicit'")
+    assert served("CNP").read_newcomer(liked).said == ridge.read_newcomer(liked).said
+
+    def changed(content: bytes, **changes) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(torch.load(io.BytesIO(content), weights_only=True) | changes, buffer)
+        return buffer.getvalue()
+
+    for one, content, said, message in (
+        (ridge, liked, {item: 0.5}, "neither 1 nor 0"),
+        (ridge, liked, {item: 0.0}, "PriorRidge learns from likes alone"),
+        (rater, rated, {item: 99.0}, f"The rating of '{item}' is 99"),
+        (rater, rated, {"none": 4.0}, "Unknown items: none"),
+        (rater, rated, [4.0], "'ratings' must be"),
+    ):
+        refused(partial(one.read_newcomer, changed(content, said=said)), message)
+    item_side = changed(liked, side="item")
+    refused(lambda: ridge.read_newcomer(item_side), "its side is 'item', not 'user'")
+    old = changed(liked, format=1)
+    refused(lambda: ridge.read_newcomer(old), "has format 1, this version reads 2")
 
 
 def test_bytes_that_are_no_newcomer(served) -> None:
@@ -466,7 +518,7 @@ def test_loading_runs_no_code(saved, served, tmp_path) -> None:
     good = torch.load(saved("PriorRidge")["saved"], weights_only=True)
     for content in (hostile, good | {"about": hostile}):
         torch.save(content, path)
-        refused(lambda: load(path), str(path))
+        refused(lambda: load(path), f"{path} is damaged or no saved model: it holds more than")
         refused(lambda: served("PriorRidge").read_newcomer(path.read_bytes()), "no newcomer")
     path.write_bytes(pickle.dumps(hostile))
     refused(lambda: load(path), str(path))

@@ -1,44 +1,37 @@
-r"""What the fields of items (or users) say of them as plain vectors, one row each.
+r"""What the fields of items (or users) say of them as plain vectors.
 
 A category is a column of 0 and 1, several at once where a field is a set; floats are standardised.
-What nobody in training carries is no column.
 """
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
+
 import torch
 from recbole.data.dataset import Dataset
+from torch import Tensor
 
-from recbole_meta.data.features import Field, read_fields
-from recbole_meta.data.prepared import open_prepared
-from recbole_meta.data.warm import warm_users
+from recbole_meta.data.facts import Facts, Read, StoredDataset, read_facts
+from recbole_meta.data.features import Field
 from recbole_meta.errors import DataError
 
-Floats = npt.NDArray[np.float64]
 
-
-def item_content(dataset: Dataset) -> Floats:
-    """C [n_items, D] of a training dataset; row 0, the padding, is 0."""
-    prepared = open_prepared(dataset.config["prepared"])
-    warm = warm_users(dataset)
-    known = torch.zeros(dataset.item_num, dtype=torch.bool)
-    known[torch.from_numpy(warm.ids if prepared.side == "item" else warm.item)] = True
-    fields = read_fields(dataset, dataset.iid_field, known, with_id=False, with_fields=True)
-    if not fields:
+def content_facts(dataset: Dataset | StoredDataset) -> Facts:
+    """The facts of a rule that reads all fields of items, of which there must be one."""
+    facts = read_facts(dataset, Read(item_fields=True))
+    if not facts.item_fields:
         raise DataError(
-            f"{prepared.name} has no feature of items: name some in 'item_features' of the data "
-            "set's page."
+            "The data set has no feature of items: name some in 'item_features' of its page."
         )
-    content = np.concatenate([_columns(field) for field in fields], axis=1)
-    content[0] = 0
-    return content[:, content[known.numpy()].any(axis=0)]
+    return facts
 
 
-def _columns(field: Field) -> Floats:
-    values = field.values.numpy()
+def columns(fields: Sequence[Field], values: Sequence[Tensor]) -> Tensor:
+    """C [.., D] of items with these values of each field, [..] or [.., L]; nothing said is 0."""
+    return torch.cat([_columns(*each) for each in zip(fields, values, strict=True)], dim=-1)
+
+
+def _columns(field: Field, values: Tensor) -> Tensor:
+    rows = values if field.kind.endswith("_seq") else values.unsqueeze(-1)  # [.., L]
     if not field.kind.startswith("token"):
-        return values.reshape(len(values), -1).astype(np.float64)
-    columns = np.zeros((len(values), field.size))
-    np.put_along_axis(columns, values.reshape(len(values), -1), 1, axis=1)
-    columns[:, 0] = 0  # padding, or a category that training never met
-    return columns
+        return rows.to(torch.get_default_dtype())
+    found = torch.zeros(*rows.shape[:-1], field.size, device=rows.device).scatter(-1, rows, 1.0)
+    return found * (torch.arange(field.size, device=rows.device) > 0)  # 0: padding or unknown

@@ -87,7 +87,8 @@ class EpisodeDataLoader:
             none = torch.zeros(len(mask), 1, dtype=torch.int64)
             return Interaction({**episodes.interaction, "undrawn_item": none})
         order = np.argsort(self.rng.random(mask.shape) + (mask.numpy() == 0), axis=1)
-        drawn, undrawn = torch.from_numpy(order).split([most, mask.shape[1] - most], dim=1)
+        place = torch.from_numpy(order)
+        drawn, undrawn = place[:, :most], place[:, most:]
         names = ("query_item", "query_label", "query_mask")
         chosen = {name: episodes[name].gather(1, drawn) for name in names}
         chosen["undrawn_item"] = episodes["query_item"].gather(1, undrawn)

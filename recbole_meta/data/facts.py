@@ -1,7 +1,7 @@
 """What a learner with fields is built from: of a training dataset, or of a file without one."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from recbole.data.dataset import Dataset
@@ -10,6 +10,7 @@ from torch import Tensor
 from recbole_meta.data.features import Field, read_fields
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import warm_users
+from recbole_meta.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Facts:
     pool: Tensor  # ids of the items that warm users have, or of the users that warm items have
     item_fields: list[Field]
     user_fields: list[Field]  # tasks have no id of their own: a newcomer's is never met
+
+
+class Read(NamedTuple):
+    """What a learner reads of items and users beside who had what."""
+
+    item_id: bool = False  # where users are tasks
+    user_id: bool = False  # where items are tasks
+    item_fields: bool = False
+    user_fields: bool = False
 
 
 class StoredDataset:
@@ -44,8 +54,8 @@ def task_side(dataset: "Dataset | StoredDataset") -> str:
     return open_prepared(dataset.config["prepared"]).side
 
 
-def read_facts(dataset: "Dataset | StoredDataset", settings: Any) -> Facts:
-    """The facts that a learner with these settings reads."""
+def read_facts(dataset: "Dataset | StoredDataset", read: Read) -> Facts:
+    """The facts that a learner who reads this is built from."""
     if isinstance(dataset, StoredDataset):
         assert dataset.facts is not None, "the file has them"
         return dataset.facts
@@ -55,12 +65,17 @@ def read_facts(dataset: "Dataset | StoredDataset", settings: Any) -> Facts:
              "user": torch.zeros(dataset.user_num, dtype=torch.bool)}  # fmt: skip
     known[prepared.other_side][torch.from_numpy(warm.item)] = True
     known[side][torch.from_numpy(warm.ids)] = True
-    item_id, user_id = settings.item_id and side == "user", settings.user_id and side == "item"
+    if side == "item" and not max(prepared.shots) and not read.item_fields:
+        raise SettingError(
+            f"{prepared.name}: nothing is known of a cold item but its features, and none is read. "
+            "Set 'item_fields' to true."
+        )
+    item_id, user_id = read.item_id and side == "user", read.user_id and side == "item"
     return Facts(
         side,
         judged,
         float(warm.target.mean()) if judged == "rating" else 0.0,
         known[prepared.other_side].nonzero().squeeze(-1),
-        read_fields(dataset, dataset.iid_field, known["item"], item_id, settings.item_fields),
-        read_fields(dataset, dataset.uid_field, known["user"], user_id, settings.user_fields),
+        read_fields(dataset, dataset.iid_field, known["item"], item_id, read.item_fields),
+        read_fields(dataset, dataset.uid_field, known["user"], user_id, read.user_fields),
     )

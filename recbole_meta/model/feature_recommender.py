@@ -16,7 +16,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_meta.data.facts import read_facts
+from recbole_meta.data.facts import Read, read_facts
 from recbole_meta.data.features import Field, FieldEmbedding, read_features
 from recbole_meta.data.negatives import draw_outside, sample_outside, with_negatives
 from recbole_meta.episode import Examples
@@ -61,7 +61,8 @@ class FeatureRecommender(MetaRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.facts = facts = read_facts(dataset, self.settings)
+        read = Read(*(getattr(self.settings, name) for name in Read._fields))
+        self.facts = facts = read_facts(dataset, read)
         self.judged = facts.judged
         usual = self.usual_loss if self.side == "user" else self.usual_loss | {"implicit": "bce"}
         self.loss_function = self.named_loss("loss", usual)
@@ -85,7 +86,6 @@ class FeatureRecommender(MetaRecommender):
 
     @property
     def task_fields(self) -> list[Field]:
-        """What is known of a newcomer."""
         return self.facts.user_fields if self.side == "user" else self.facts.item_fields
 
     @property
@@ -135,11 +135,12 @@ class FeatureRecommender(MetaRecommender):
     def encode_tasks(self, tasks: Tensor) -> Tensor:
         return self.task_embedding(tasks)
 
+    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
+        return self.task_embedding.of(values)
+
     def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
-        if self.task_fields:
-            return self.task_embedding.of(read_features(self.task_fields, features, self.side))
-        self._refuse(self.side, features)
-        return self.task_embedding(self.all_others[0])  # of size 0
+        found = super().encode_newcomer(features)
+        return found if self.task_fields else self.task_embedding(found)  # of size 0
 
     def encode_new_others(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
         """Their ids are unknown; with no fields but the id they would all be the same."""

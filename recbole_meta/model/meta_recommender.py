@@ -22,6 +22,7 @@ from torch.func import vmap
 from torch.nn.functional import pad
 
 from recbole_meta.data.facts import task_side
+from recbole_meta.data.features import Field, read_features
 from recbole_meta.episode import Examples, buckets
 from recbole_meta.errors import DataError
 from recbole_meta.settings import Count, Size, read_settings
@@ -51,6 +52,7 @@ class MetaRecommender(GeneralRecommender):
     feedback: ClassVar[tuple[str, ...]] = ("implicit",)  # what can be judged with it
     sides: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be a task
     reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
+    newcomers: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be served by a saved one
     settings: MetaSettings
 
     def __init__(self, config, dataset):
@@ -97,9 +99,20 @@ class MetaRecommender(GeneralRecommender):
         """What ``adapt`` gets of the tasks themselves [T]: by default their ids."""
         return tasks
 
+    @property
+    def task_fields(self) -> list[Field]:
+        """What is read of a newcomer: by default nothing."""
+        return []
+
+    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
+        """What ``adapt`` gets of newcomers [..] with these values, one of each of `task_fields`."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode_values(values).")
+
     def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
-        """What ``adapt`` gets of a task that has no id, from its features: by default nothing."""
-        return self._refuse(self.side, features)
+        """What ``adapt`` gets of a task that has no id, from its features."""
+        if not self.task_fields:
+            return self._refuse(self.side, features)
+        return self.encode_values(read_features(self.task_fields, features, self.side))
 
     def encode_new_others(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
         """What ``score`` gets of N items that have no id: by default there are none such."""

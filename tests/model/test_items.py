@@ -1,5 +1,6 @@
 """Items as tasks: content rules against plain loops, learners, judging, serving."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole.data.interaction import Interaction
-
 import recbole_meta
-from recbole_meta.data.content import item_content
+from recbole_meta.cli import main
 from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import ranking_metrics
 from recbole_meta.evaluation.recompute import recompute
 from recbole_meta.fitting import judge_learner
 from recbole_meta.quick_start import run
+from recbole_meta.saved_model import model_bytes
 
 GENRES = 4
 
@@ -67,9 +67,16 @@ def scores(fitted, k: int = 0) -> np.ndarray:
     return found.view(len(users), -1).numpy()
 
 
+def content(fitted) -> np.ndarray:
+    """The columns that a warm item carries, less the one of ones."""
+    found = fitted.model.content[:, :-1].numpy()
+    return found[:, found[columns(fitted).any(axis=1)].any(axis=0)]
+
+
 def test_content_is_one_column_per_category(world, fit) -> None:
-    fitted = fit(world, "ContentKNN")
-    found = item_content(fitted.stage.dataset)
+    fitted = fit(world, "ContentRidge")
+    assert (fitted.model.content[:, -1] == 1).all()
+    found = content(fitted)
     expected = one_hot(fitted)
     assert found.shape == expected.shape
     assert sorted(map(tuple, found.T)) == sorted(map(tuple, expected.T))
@@ -86,8 +93,13 @@ def test_what_cold_items_alone_carry_is_no_column(world, make_world, fit) -> Non
     }
     other = make_world(rows, "item_cold_curve", genres, shots=[0, 1, 3], reserve=3)
     assert other.cold_tasks("test") == cold
-    found = item_content(fit(other, "ContentKNN").stage.dataset)
-    np.testing.assert_array_equal(found, item_content(fit(world, "ContentKNN").stage.dataset))
+    fitted = fit(other, "ContentRidge")
+    np.testing.assert_array_equal(content(fitted), content(fit(world, "ContentRidge")))
+    genre, *said = np.flatnonzero(fitted.model.weight.abs().sum(1))
+    assert len([genre, *said]) == GENRES + 2, "nothing is said of what no warm item carries"
+    np.testing.assert_allclose(
+        scores(fit(other, "ContentKNN")), scores(fit(world, "ContentKNN")), atol=1e-6
+    )
 
 
 def test_content_knn_of_users_is_by_the_neighbours_of_what_is_scored(worlds, fit) -> None:
@@ -297,14 +309,9 @@ def test_recboles_models_rank_cold_items(runs) -> None:
 
 
 def test_a_new_item_is_shown_to_those_who_would_take_it(world, tmp_path, fit) -> None:
-    from recbole_meta.saved_model import model_bytes
-
     settings = dict(epochs=40, train_batch_size=8, item_fields=True)
     fitted = fit(world, "CNP", **settings)
-    users = set(world.warm_rows("test")["user"])
-    path = tmp_path / "model.pt"
-    path.write_bytes(model_bytes(fitted.model, fitted.stage.dataset, "implicit", users, {}))
-    served = recbole_meta.load(path)
+    served = saved(fitted, tmp_path / "model.pt")
     assert served.info()["newcomers are"] == "items" and served.info()["users"] == 80
     assert served.info()["features of items"] == ["class"]
     silent = served.adapt()
@@ -332,10 +339,45 @@ def test_a_new_item_is_shown_to_those_who_would_take_it(world, tmp_path, fit) ->
         assert score == pytest.approx(float(expected[list(tokens).index(user)]), abs=1e-5)
 
 
-@pytest.mark.parametrize("model", ["ContentKNN", "ContentRidge"])
-def test_content_rules_are_not_saved(runs, model: str, tmp_path) -> None:
-    with pytest.raises(DataError, match=f"{model} knows the items of its data set only"):
-        run(model, protocol="item_cold", save=True, prepared_path=tmp_path, results=tmp_path)
+def saved(fitted, path: Path):
+    """The fitted model read from its file."""
+    users = set(fitted.prepared.warm_rows("test")["user"])
+    path.write_bytes(model_bytes(fitted.model, fitted.stage.dataset, "implicit", users, {}))
+    return recbole_meta.load(path)
+
+
+def test_content_ridge_serves_new_items_by_their_content(world, fit, tmp_path, capsys) -> None:
+    fitted = fit(world, "ContentRidge")
+    served = saved(fitted, tmp_path / "model.pt")
+    assert served.info()["features of items"] == ["class"]
+    support = world.support("test", 3)
+    found, ids = scores(fitted, 3), fitted.id_of("user")
+    for item in world.tasks("test"):
+        raters = support.loc[support["item"] == item, "user"].tolist()
+        new = served.adapt(raters, features={"class": [f"g{genre_of(item)}", "film"]})
+        users = [user for user in ids if user in served.items[1:]]
+        expected = found[[ids[user] for user in users], fitted.id_of("item")[item]]
+        np.testing.assert_allclose(list(new.score(users).values()), expected, atol=1e-5)
+    with pytest.raises(DataError, match="Unknown users: i1"):
+        served.adapt(["i1"])
+    assert main(["adapt", str(tmp_path / "model.pt"), "--likes", "u1", "--k", "2", "--json"]) == 0
+    assert [set(entry) for entry in json.loads(capsys.readouterr().out)] == [{"user", "score"}] * 2
+    with pytest.raises(DataError, match="'g9', which nobody had in training"):
+        served.adapt(features={"class": ["g9"]})
+
+
+def test_a_rule_that_keeps_all_raters_is_refused_before_it_is_fitted(tmp_path) -> None:
+    with pytest.raises(SettingError, match="ContentKNN cannot be saved: it knows the items"):
+        run("ContentKNN", protocol="item_cold", save=True, results=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("model", ["CNP", "MAML"])
+def test_learners_need_features_where_nothing_else_is_known(make_world, fit, model) -> None:
+    rows = [(f"u{n % 9}", f"i{n // 9}", 5, n) for n in range(270) if n % 4]
+    world = make_world(rows, "item_cold", {f"i{n}": [f"g{n % 3}"] for n in range(30)})
+    with pytest.raises(SettingError, match="Set 'item_fields' to true"):
+        fit(world, model, item_fields=False)
 
 
 def test_content_ridge_needs_items_as_tasks() -> None:

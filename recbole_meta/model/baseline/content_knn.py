@@ -6,18 +6,15 @@ Reference:
     The Adaptive Web 2007.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_meta.data.content import Floats, item_content
-from recbole_meta.data.warm import warm_users
+from recbole_meta.data.content import columns, content_facts
+from recbole_meta.data.warm import Floats, warm_users
 from recbole_meta.episode import Examples
-from recbole_meta.errors import DataError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
 from recbole_meta.settings import Size
 
@@ -41,13 +38,17 @@ class ContentKNN(MetaRecommender):
 
     group = "floor"
     reads = "ids +item fields"
+    newcomers = ("user",)  # of items it would have to keep who rated which
     settings: ContentKNNSettings
 
     def prepare(self, train_data) -> None:
         dataset = train_data._dataset
         warm = warm_users(dataset)
         met = warm.ids if self.side == "item" else np.unique(warm.item)
-        weight = _neighbours(item_content(dataset), met, self.settings.neighbours)  # [I, I]
+        fields = content_facts(dataset).item_fields
+        content = columns(fields, [field.values for field in fields]).double().numpy()
+        content = content[:, content[met].any(axis=0)]  # [I, D]
+        weight = _neighbours(content, met, self.settings.neighbours)  # [I, I]
         if self.side == "item":
             self.keep("column", weight[:, met] @ warm.matrix)  # [I, U]
         else:
@@ -55,11 +56,6 @@ class ContentKNN(MetaRecommender):
 
     def encode_tasks(self, tasks: Tensor) -> Tensor:
         return self.column[tasks] if self.side == "item" else tasks
-
-    def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
-        if self.side == "item":
-            raise DataError("ContentKNN knows the items of its data set only.")
-        return super().encode_newcomer(features)
 
     def adapt(self, support: Examples) -> State:
         if self.side == "item":

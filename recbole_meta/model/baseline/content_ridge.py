@@ -6,18 +6,18 @@ Reference:
     ICDM 2010. The posterior given raters: as in PriorRidge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from recbole_meta.data.content import item_content
+from recbole_meta.data.content import columns, content_facts
+from recbole_meta.data.features import Field
 from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
-from recbole_meta.errors import DataError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
 from recbole_meta.settings import Positive, Size
 
@@ -49,36 +49,45 @@ class ContentRidge(MetaRecommender):
     sides = ("item",)
     settings: ContentRidgeSettings
 
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.facts = content_facts(dataset)
+        values = [field.values for field in self.facts.item_fields]
+        self.register_buffer("content", self.encode_values(values), persistent=False)  # [I, D + 1]
+
     def prepare(self, train_data) -> None:
         dataset = train_data._dataset
         warm = warm_users(dataset)
         v = warm.directions[:, : self.settings.embedding_size]  # [U, d]
         square = np.maximum((v**2).sum(axis=0), 1e-12)
         factors = (warm.matrix @ v - warm.pop @ v) / square  # [n, d]
-        content = item_content(dataset)
-        content = np.concatenate([content, np.ones((len(content), 1))], axis=1)  # [I, D + 1]
-        c = content[warm.ids]
+        c = self.content[torch.from_numpy(warm.ids)].double().numpy()  # [n, D + 1]
         normal = c.T @ c + self.settings.reg_weight * np.eye(c.shape[1])
-        start = content @ np.linalg.solve(normal, c.T @ factors)  # [I, d]
+        weight = np.linalg.solve(normal, c.T @ factors)  # [D + 1, d]
         self.keep("pop", warm.pop)
         self.keep("user_vector", v.copy())
-        self.keep("start", start)
-        self.keep("open", ((factors - start[warm.ids]) ** 2).mean(axis=0))  # [d]
+        self.keep("weight", weight)
+        self.keep("open", ((factors - c @ weight) ** 2).mean(axis=0))  # [d]
+
+    @property
+    def task_fields(self) -> list[Field]:
+        return self.facts.item_fields
+
+    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
+        return pad(columns(self.task_fields, values), (0, 1), value=1.0)
 
     def encode_tasks(self, tasks: Tensor) -> Tensor:
-        return self.start[tasks]
-
-    def encode_newcomer(self, features: Mapping[str, Any]) -> Tensor:
-        raise DataError("ContentRidge knows the items of its data set only.")
+        return self.content[tasks]
 
     def adapt(self, support: Examples) -> State:
+        start = support.task @ self.weight  # [d]
         v = self.user_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
-        residual = (1 - self.pop[support.x]) * support.mask - v @ support.task  # [S]
+        residual = (1 - self.pop[support.x]) * support.mask - v @ start  # [S]
         spread = v * self.open
         kernel = spread @ v.T + self.settings.noise * torch.eye(
             v.shape[0], dtype=v.dtype, device=v.device
         )
-        return {"w": support.task + spread.T @ torch.linalg.solve(kernel, residual)}  # [d]
+        return {"w": start + spread.T @ torch.linalg.solve(kernel, residual)}  # [d]
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return self.pop[x] + self.user_vector[x] @ state["w"]
