@@ -68,12 +68,13 @@ def read(content: bytes):
 def arguments(about: dict, said: list[dict], width: int, rng: random.Random) -> list[torch.Tensor]:
     """What who knows only the file gives the program."""
     ids = {token: place for place, token in enumerate(about["inputs"][0]["tokens"])}
-    made = {"items": [], "labels": [], "mask": []}
+    others = about["inputs"][0]["name"]
+    made = {others: [], "labels": [], "mask": []}
     for one in said:
         labels = dict.fromkeys(one.get("likes", []), 1) | dict.fromkeys(one.get("dislikes", []), 0)
         rows = list((labels | one.get("ratings", {})).items())
         rng.shuffle(rows)
-        made["items"].append(padded([ids[token] for token, _ in rows], width))
+        made[others].append(padded([ids[token] for token, _ in rows], width))
         made["labels"].append(padded([label for _, label in rows], width))
         made["mask"].append(padded([1] * len(rows), width))
     for entry in about["inputs"][3:]:

@@ -131,6 +131,10 @@ class MetaRecommender(GeneralRecommender):
         """What is judged of the scores: by default they themselves."""
         return scores
 
+    def of_all(self, scores: Tensor, x: Tensor) -> Tensor:
+        """Those of x [N] of the scores [I] of all by id; without a copy where x is all of them."""
+        return scores if x is self.all_others else scores[x]
+
     # T tasks: what RecBole calls; no learner overrides these.
 
     def observe(self, support: Examples) -> None:

@@ -90,4 +90,4 @@ class ContentRidge(MetaRecommender):
         return {"w": start + spread.T @ torch.linalg.solve(kernel, residual)}  # [d]
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        return self.pop[x] + self.user_vector[x] @ state["w"]
+        return self.of_all(self.pop + self.user_vector @ state["w"], x)

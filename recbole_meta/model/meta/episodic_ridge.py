@@ -71,4 +71,4 @@ class EpisodicRidge(MetaRecommender):
         return {"z": (block.unsqueeze(-1) * z).reshape(-1)}  # [K d]
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        return self.query_pop.index_select(0, x) + state["z"] @ self.map.index_select(1, x)
+        return self.of_all(self.query_pop + state["z"] @ self.map, x)

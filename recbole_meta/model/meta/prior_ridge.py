@@ -54,5 +54,5 @@ class PriorRidge(MetaRecommender):
         return {"w": v.T @ torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)}
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        base = self.settings.base_weight * self.base.index_select(0, x)
-        return base + self.item_vector.index_select(0, x) @ state["w"]
+        scores = self.settings.base_weight * self.base + self.item_vector @ state["w"]  # [I]
+        return self.of_all(scores, x)
