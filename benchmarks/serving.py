@@ -5,7 +5,8 @@
 The data are made: 500 users, 10,000 items, with four fields of users and four of items. For
 each model: ``p50_ms`` and ``p95_ms`` of `adapt` and `rank` together, over newcomers one after the
 other; ``newcomers_per_second`` of them; ``batch_newcomers_per_second`` of 1,000 who are adapted
-together and ranked; ``newcomer_bytes`` of `to_bytes`, and ``model_bytes`` of the file.
+together and ranked; ``state_bytes`` of the last one's state, ``newcomer_bytes`` of `to_bytes`, and
+``model_bytes`` of the file.
 
 - ``prior_ridge``: 64 directions.
 - ``cnp``: ids.
@@ -95,8 +96,12 @@ def measure(model: Served, newcomers: int) -> dict[str, float]:
     rated = model.feedback == "rating"
     features = {name: f"{name}3" for name in model.info()["features of users"]}
     took = []
+
+    def some() -> list[str]:
+        return [model.items[i] for i in rng.choice(np.arange(1, N_ITEMS + 1), SAID, replace=False)]
+
     for _ in range(newcomers + 20):
-        said = [model.items[i] for i in rng.choice(np.arange(1, N_ITEMS + 1), SAID, replace=False)]
+        said = some()
         ratings = dict.fromkeys(said, 4.0) if rated else None
         start = time.perf_counter()
         newcomer = model.adapt(() if rated else said, ratings=ratings, features=features)
@@ -104,10 +109,9 @@ def measure(model: Served, newcomers: int) -> dict[str, float]:
         took.append(time.perf_counter() - start)
         assert len(ranked) == 10
     many = [
-        {"ratings" if rated else "likes": dict.fromkeys(said, 4.0) if rated else said,
-         "features": features}
+        {"ratings" if rated else "likes": dict.fromkeys(some(), 4.0), "features": features}
         for _ in range(1000)
-    ]  # fmt: skip
+    ]
     start = time.perf_counter()
     for newcomer in model.adapt_many(many):
         newcomer.rank(10)
@@ -118,6 +122,7 @@ def measure(model: Served, newcomers: int) -> dict[str, float]:
         "p95_ms": 1e3 * float(p95),
         "newcomers_per_second": newcomers / sum(took[20:]),
         "batch_newcomers_per_second": len(many) / batch,
+        "state_bytes": sum(part.nbytes for part in newcomer.state.values()),
         "newcomer_bytes": len(newcomer.to_bytes()),
     }
 

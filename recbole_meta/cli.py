@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -184,16 +185,20 @@ def _parser() -> argparse.ArgumentParser:
         _adapt,
     )
     sub.add_argument("path", help="a file that 'run --save' wrote")
-    sub.add_argument("--likes", default="", help="items, separated by commas")
+    sub.add_argument(
+        "--likes", default="", help="items (users, of a cold item), separated by commas"
+    )
     sub.add_argument("--dislikes", default="", help="items, separated by commas")
     sub.add_argument("--ratings", default="", help="item=rating, separated by commas")
     sub.add_argument("--features", default="{}", help="of the newcomer, as YAML: {age: 30}")
-    sub.add_argument("--k", type=int, default=10, help="how many items")
-    sub.add_argument("--exclude", default="", help="items, separated by commas")
+    sub.add_argument("--k", type=int, default=10, help="how many, best first")
+    sub.add_argument("--exclude", default="", help="what is not ranked, separated by commas")
     sub.add_argument(
         "--only", default=None, help="candidates, separated by commas; all if not given"
     )
-    sub.add_argument("--ignore_unknown", action="store_true", help="warn of items that are unknown")
+    sub.add_argument(
+        "--ignore_unknown", action="store_true", help="warn of tokens that are unknown"
+    )
     sub.add_argument(
         "--explain", action="store_true", help="say what each item of the support moved of a score"
     )
@@ -425,25 +430,26 @@ def _adapt(options: argparse.Namespace) -> None:
 
     try:
         features = yaml.load(options.features, YamlLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingError(f"Cannot read --features: {error}") from error
     if not isinstance(features, dict):
         raise SettingError(f"--features must be 'name: value' pairs, found {features!r}.")
     unknown = "ignore" if options.ignore_unknown else "error"
     served = load(options.path)
-    newcomer = served.adapt(
-        _listed(options.likes),
-        _listed(options.dislikes),
-        _rated(options.ratings),
-        features,
-        unknown,
-    )
     only = None if options.only is None else _listed(options.only)
     which = {"exclude": _listed(options.exclude), "only": only, "unknown": unknown}
-    if options.explain:
-        ranked = newcomer.explain(options.k, **which)
-    else:
-        ranked = newcomer.rank(options.k, **which)
+    with warnings.catch_warnings(record=True) as warned:
+        newcomer = served.adapt(
+            _listed(options.likes),
+            _listed(options.dislikes),
+            _rated(options.ratings),
+            features,
+            unknown,
+        )
+        say = newcomer.explain if options.explain else newcomer.rank
+        ranked = say(options.k, **which)
+    for warning in warned:
+        print(warning.message, file=sys.stderr)
     if options.json:
         keys = (served.kind, "score", "moved")
         print(json_text([dict(zip(keys, entry)) for entry in ranked]), end="")
@@ -463,11 +469,14 @@ def _rated(text: str) -> dict[str, float]:
     for pair in _listed(text):
         item, equals, value = pair.rpartition("=")
         try:
-            ratings[item] = float(value)
+            rating = float(value)
         except ValueError:
             equals = ""
-        if not equals:
+        if not equals or not item:
             raise SettingError(f"--ratings are written item=rating, found '{pair}'.")
+        if item in ratings:
+            raise SettingError(f"--ratings names '{item}' twice.")
+        ratings[item] = rating
     return ratings
 
 

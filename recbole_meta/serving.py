@@ -3,8 +3,8 @@
 `saved_model.load` reads one from its file. A newcomer is a value: adapting never changes the model,
 updating gives another newcomer, so any number of threads may serve from one model.
 
-Where items were cold in training the newcomer is an item: ``likes`` are users who took it, and the
-ranking is of users, those who would take it first.
+Where items were cold in training the newcomer is an item: ``likes`` are users who took it, and what
+is called an item here is a user: the ranking is of users, those who would take it first.
 """
 
 import io
@@ -13,6 +13,7 @@ import pickle
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -122,12 +123,16 @@ class Served:
 
     def _taker(self) -> dict[str, str]:
         """What a newcomer's bytes must agree with: the same can be said to such a model."""
-        return {"side": self.model.side, "feedback": self.feedback}
+        data = str(self.about.get("dataset", ""))
+        return {"side": self.model.side, "feedback": self.feedback, "dataset": data}
 
     def adapt_many(
-        self, newcomers: Sequence[Mapping[str, Any]], unknown: str = "error"
+        self, newcomers: Iterable[Mapping[str, Any]], unknown: str = "error"
     ) -> "list[Newcomer]":
         """`adapt` for each one's arguments by name, together: the same but for rounding."""
+        if not isinstance(newcomers, Iterable):
+            raise DataError(f"'newcomers' must be a list, found {newcomers!r}.")
+        newcomers = [_described("A newcomer", one) for one in newcomers]
         for one in newcomers:
             for name in one:
                 if name not in _SAYS:
@@ -170,7 +175,8 @@ class Served:
         unknown: str,
     ) -> dict[int, float]:
         if unknown not in ("error", "ignore"):
-            raise SettingError(f"'unknown' is {unknown!r}. {nearest(unknown, ['error', 'ignore'])}")
+            near = nearest(str(unknown), ["error", "ignore"])
+            raise SettingError(f"'unknown' is {unknown!r}. {near}")
         liked, disliked = _tokens("likes", likes), _tokens("dislikes", dislikes)
         rated = {
             token: self._rating(token, value)
@@ -189,18 +195,15 @@ class Served:
         return {place: labels[self.items[place]] for place in self.ids(labels, unknown)}
 
     def _rating(self, token: str, value: Any) -> float:
-        if (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-        ):
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise DataError(f"The rating of '{token}' must be a number, found {value!r}.")
-        if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
+        rating = float(value)
+        if self.bounds is not None and not self.bounds[0] <= rating <= self.bounds[1]:
             low, high = self.bounds
             raise DataError(
-                f"The rating of '{token}' is {value}: from {low:g} to {high:g} is known."
+                f"The rating of '{token}' is {rating:g}: from {low:g} to {high:g} is known."
             )
-        return float(value)
+        return rating
 
     def ids(self, tokens: Iterable[Any], unknown: str = "error") -> list[int]:
         """The ids of what is ranked; unknown ones are an error that names them, or left out."""
@@ -273,14 +276,14 @@ class Newcomer:
         Candidates: the items met in training, or ``only`` these, and ``new_items``; less what the
         newcomer spoke of and ``exclude``. There may be fewer than k.
         """
-        if not isinstance(k, int) or k < 1:
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
             raise SettingError(f"'k' must be at least 1, found {k!r}.")
         served = self.served
+        new, barred = served.new(new_items), _tokens("exclude", exclude)
         chosen = served.candidate.numpy().copy()
         if only is not None:
             chosen[:] = False
-            chosen[served.ids(only, unknown)] = True
-        new, barred = served.new(new_items), _tokens("exclude", exclude)
+            chosen[served.ids([t for t in _tokens("only", only) if t not in new], unknown)] = True
         known = [token for token in barred if token not in new]
         chosen[[0, *self.said, *served.ids(known, unknown)]] = False
         ids = np.flatnonzero(chosen)
@@ -383,7 +386,18 @@ def _tokens(name: str, given: Iterable[Any]) -> list[str]:
 def _described(name: str, given: Mapping[Any, Any] | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise DataError(f"{name} must be 'name: value' pairs, found {given!r}.")
-    return {str(key): value for key, value in (given or {}).items()}
+    return {str(key): _plain(value) for key, value in (given or {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    """A copy of Python's own types, where it is one value or a list of values."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Real) and not isinstance(value, bool | int):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, list | tuple | set):
+        return [_plain(each) for each in value]
+    return value
 
 
 def reason(error: Exception) -> str:

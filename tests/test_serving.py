@@ -21,6 +21,7 @@ from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.quick_start import run
 from recbole_meta.saved_model import load
 from recbole_meta.serving import Served
+from recbole_meta.settings import load_properties
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 RANKERS = {
@@ -172,6 +173,34 @@ def test_many_at_once_are_each_as_alone(served, model) -> None:
         asked = one.items[1:]
         assert found.score(asked) == pytest.approx(alone.score(asked), rel=1e-4, abs=1e-5)
     assert one.adapt_many([]) == []
+
+
+def test_many_of_any_iterable(served) -> None:
+    one = served("PriorRidge")
+    said = [{"likes": one.items[n : n + 2]} for n in (1, 3)]
+    found = one.adapt_many(each for each in said)
+    assert [newcomer.said for newcomer in found] == [one.adapt(**each).said for each in said]
+    for odd in (3, ["a"], [3]):
+        with pytest.raises(DataError, match="must be"):
+            one.adapt_many(odd)
+
+
+def test_what_pandas_and_numpy_hold_is_taken_and_written(served) -> None:
+    one = served("CNP", "user_cold_5_rating")
+    item, genres = one.items[1], [np.str_("Drama")]
+    features = {"gender": np.str_("F"), "age": np.int64(44)}
+    features = {
+        name: features[name] for name in one.info()["features of users"] if name in features
+    }
+    assert features
+    newcomer = one.adapt(ratings={np.str_(item): np.int64(4)}, features=features)
+    again = one.read_newcomer(newcomer.to_bytes())
+    assert again.said == newcomer.said and again.features == newcomer.features
+    assert bits(again.state) == bits(newcomer.state)
+    new = {"new": {"genre": genres}}
+    ranked = newcomer.rank(np.int64(1), only=[], new_items=new)
+    genres.append("Comedy")
+    assert ranked == newcomer.rank(1, only=[], new_items={"new": {"genre": ["Drama"]}})
 
 
 def test_many_raters_with_features(served) -> None:
@@ -390,6 +419,11 @@ def test_what_a_newcomer_cannot_say(served) -> None:
         refused(partial(ask, new_items={"new": 3}), f"The features of 'new' {pairs}")
         refused(partial(ask, new_items={item: {}}), f"Not new: {item}.")
     refused(lambda: ridge.adapt(unknown="drop"), "'unknown' is 'drop'", SettingError)
+    refused(lambda: ridge.adapt(unknown=["error"]), "'unknown' is ['error']", SettingError)
+    for k in (True, 1.5, None):
+        refused(lambda k=k: ridge.adapt().rank(k), "'k' must be at least 1", SettingError)
+    knn = served("ContentKNN")
+    refused(lambda: knn.adapt().score([], {"new": {}}), "of its data only")
     refused(lambda: ridge.adapt_many([{"like": [item]}]), "Did you mean 'likes'", SettingError)
     refused(lambda: ridge.adapt_many([{}, {"likes": ["none"]}]), "Unknown items: none.")
     with pytest.warns(UserWarning, match="left out: nothing"):
@@ -431,6 +465,8 @@ def test_new_items_can_be_excluded(served) -> None:
     assert [item for item, _ in ranked] == ["one"]
     assert [item for item, *_ in newcomer.explain(5, ["two"], [], new)] == ["one"]
     refused(lambda: newcomer.rank(5, exclude=["three"], new_items=new), "Unknown items: three.")
+    both = newcomer.rank(5, only=["one", "two"], new_items=new)
+    assert {item for item, _ in both} == {"one", "two"}
 
 
 def test_bytes_of_what_this_model_cannot_be_told(served) -> None:
@@ -489,6 +525,7 @@ def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
         ({"settings": {"epochs": -1}}, "damaged"),
         ({"state": {}}, "damaged"),
         ({"side": "planet"}, "a user or an item"),
+        ({"model": "CNP", "settings": load_properties("model", "CNP")}, "not say which fields"),
         ({"candidates": torch.ones(3)}, "no catalogue"),
     ],
 )
@@ -595,6 +632,9 @@ def test_ratings_and_features_from_the_command_line(saved, served, capsys) -> No
     [
         (["--likes", "nothing"], "Unknown items: nothing."),
         (["--ratings", "a=b"], "item=rating"),
+        (["--ratings", "=3"], "item=rating"),
+        (["--ratings", "a=3,a=4"], "'a' twice"),
+        (["--features", "{a: 2020-99-99}"], "Cannot read --features"),
         (["--features", "[1]"], "--features must be"),
         (["--k", "0"], "'k' must be at least 1"),
     ],

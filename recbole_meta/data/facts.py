@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_meta.data.features import Field, read_fields
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import warm_users
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def task_side(dataset: "Dataset | StoredDataset") -> str:
 def read_facts(dataset: "Dataset | StoredDataset", read: Read) -> Facts:
     """The facts that a learner who reads this is built from."""
     if isinstance(dataset, StoredDataset):
-        assert dataset.facts is not None, "the file has them"
+        if dataset.facts is None:
+            raise DataError("The file does not say which fields the model reads.")
         return dataset.facts
     warm, prepared = warm_users(dataset), open_prepared(dataset.config["prepared"])
     side, judged = prepared.side, prepared.feedback
@@ -68,7 +69,7 @@ def read_facts(dataset: "Dataset | StoredDataset", read: Read) -> Facts:
     if side == "item" and not max(prepared.shots) and not read.item_fields:
         raise SettingError(
             f"{prepared.name}: nothing is known of a cold item but its features, and none is read. "
-            "Set 'item_fields' to true."
+            "Set 'item_fields' to true (the data set's page must name 'item_features')."
         )
     item_id, user_id = read.item_id and side == "user", read.user_id and side == "item"
     return Facts(

@@ -101,7 +101,8 @@ class FeatureRecommender(MetaRecommender):
             if wanted and len(fields[side].kinds) == ids[side]:
                 raise DataError(
                     f"{type(self).__name__}: '{side}_fields' is on, but the data set has no "
-                    f"feature of {side}s. Set it to false."
+                    f"feature of {side}s. Set it to false, or name some in "
+                    f"'{side}_features' of the data set's page."
                 )
         other = "item" if self.side == "user" else "user"
         if not fields[other].size:

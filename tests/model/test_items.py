@@ -355,8 +355,8 @@ def test_a_new_item_is_shown_to_those_who_would_take_it(world, tmp_path, fit) ->
     from recbole_meta.episode import Examples
 
     ones = torch.ones(x.shape)
-    genres = world.tasks("test")[0]
-    told = served.adapt(likes=raters, features={"class": [f"g{genre_of(genres)}", "film"]})
+    genre = genre_of(world.tasks("test")[0])
+    told = served.adapt(likes=raters, features={"class": [f"g{genre}", "film"]})
     expected = fitted.scores(Examples(x, ones, ones, torch.tensor([item])))[0]
     tokens = fitted.stage.dataset.field2id_token["user_id"]
     for user, score in told.score(["u5", "u6", "u77"]).items():

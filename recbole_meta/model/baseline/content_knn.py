@@ -6,7 +6,9 @@ Reference:
     The Adaptive Web 2007.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from recbole_meta.data.content import columns, content_facts
 from recbole_meta.data.warm import Floats, warm_users
 from recbole_meta.episode import Examples
+from recbole_meta.errors import DataError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
 from recbole_meta.settings import Size
 
@@ -56,6 +59,9 @@ class ContentKNN(MetaRecommender):
 
     def encode_tasks(self, tasks: Tensor) -> Tensor:
         return self.column[tasks] if self.side == "item" else tasks
+
+    def encode_new_others(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+        raise DataError("ContentKNN ranks the items and users of its data only.")
 
     def adapt(self, support: Examples) -> State:
         if self.side == "item":

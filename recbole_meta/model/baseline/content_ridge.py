@@ -53,7 +53,7 @@ class ContentRidge(MetaRecommender):
         super().__init__(config, dataset)
         self.facts = content_facts(dataset)
         values = [field.values for field in self.facts.item_fields]
-        self.register_buffer("content", self.encode_values(values), persistent=False)  # [I, D + 1]
+        self.register_buffer("content", self._content(values), persistent=False)  # [I, D + 1]
 
     def prepare(self, train_data) -> None:
         dataset = train_data._dataset
@@ -61,7 +61,7 @@ class ContentRidge(MetaRecommender):
         v = warm.directions[:, : self.settings.embedding_size]  # [U, d]
         square = np.maximum((v**2).sum(axis=0), 1e-12)
         factors = (warm.matrix @ v - warm.pop @ v) / square  # [n, d]
-        c = self.content[torch.from_numpy(warm.ids)].double().numpy()  # [n, D + 1]
+        c = self.content.cpu().double().numpy()[warm.ids]  # [n, D + 1]
         normal = c.T @ c + self.settings.reg_weight * np.eye(c.shape[1])
         weight = np.linalg.solve(normal, c.T @ factors)  # [D + 1, d]
         self.keep("pop", warm.pop)
@@ -73,21 +73,24 @@ class ContentRidge(MetaRecommender):
     def task_fields(self) -> list[Field]:
         return self.facts.item_fields
 
-    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
+    def _content(self, values: Sequence[Tensor]) -> Tensor:
+        """c [.., D + 1]."""
         return pad(columns(self.task_fields, values), (0, 1), value=1.0)
 
+    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
+        return self._content(values) @ self.weight  # c B, [.., d]
+
     def encode_tasks(self, tasks: Tensor) -> Tensor:
-        return self.content[tasks]
+        return (self.content @ self.weight)[tasks]
 
     def adapt(self, support: Examples) -> State:
-        start = support.task @ self.weight  # [d]
         v = self.user_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
-        residual = (1 - self.pop[support.x]) * support.mask - v @ start  # [S]
+        residual = (1 - self.pop[support.x]) * support.mask - v @ support.task  # [S]
         spread = v * self.open
-        kernel = spread @ v.T + self.settings.noise * torch.eye(
-            v.shape[0], dtype=v.dtype, device=v.device
-        )
-        return {"w": start + spread.T @ torch.linalg.solve(kernel, residual)}  # [d]
+        noise = self.settings.noise * torch.eye(v.shape[0], dtype=v.dtype, device=v.device)
+        factors = torch.linalg.lu_factor(spread @ v.T + noise)  # in two: it can be exported
+        correction = torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)
+        return {"w": support.task + spread.T @ correction}  # [d]
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return self.of_all(self.pop + self.user_vector @ state["w"], x)
