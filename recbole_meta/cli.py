@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--kept", default=None, help="a file of 'keep', whose units are done")
     sub.add_argument("--verbose", "-v", action="count", default=0, help=argparse.SUPPRESS)
     _add_data(sub)
 
@@ -166,6 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
+
+    sub = command(
+        "keep",
+        "Write a benchmark's finished units to one file, for 'benchmark --kept'.",
+        "keep melu",
+        _keep,
+    )
+    sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the file is written")
 
     sub = command(
         "recompute",
@@ -403,8 +414,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    from recbole_meta.benchmark import read_benchmark
+    from recbole_meta.kept import put_back
     from recbole_meta.sweep import run_benchmark
 
+    if options.kept is not None:
+        root = Path(options.runs) / read_benchmark(options.name).name
+        print(f"{put_back(Path(options.kept), root)} files put back")
     run_benchmark(
         options.name, options.data_path, options.prepared_path, options.runs, options.processes
     )
@@ -415,6 +431,15 @@ def _table(options: argparse.Namespace) -> None:
 
     for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
         print(path)
+
+
+def _keep(options: argparse.Namespace) -> None:
+    from recbole_meta.evaluation.entries import benchmark_page
+    from recbole_meta.kept import keep
+
+    name, _ = benchmark_page(options.name)
+    file = Path(options.results) / name / "units.zip"
+    print(f"{file}: {keep(Path(options.runs) / name, file)} units")
 
 
 def _recompute(options: argparse.Namespace) -> None:

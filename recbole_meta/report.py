@@ -83,6 +83,13 @@ def _units(root: Path, judging: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     yield unit
 
 
+def finished_units(root: Path) -> Iterator[Path]:
+    """The files of a benchmark's finished units, ``<entry>/<split>/<row>.json``."""
+    for file in sorted(root.glob("*/*/*.json")):
+        _unit(file)
+        yield file
+
+
 def _unit(file: Path) -> dict[str, Any]:
     """A finished unit; an error names a damaged file, which 'benchmark' makes again."""
     try:

@@ -1,5 +1,6 @@
 """A benchmark: what its file may say, and a sweep that is killed, shared, changed or failing."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from recbole_meta import sweep
 from recbole_meta.benchmark import Row, read_benchmark
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.kept import keep, put_back
 from recbole_meta.quick_start import run
 from recbole_meta.report import benchmark_table
 from recbole_meta.sweep import Sweep, run_benchmark
@@ -520,6 +523,59 @@ def test_clean_leaves_nothing_of_a_sweep_and_all_that_is_not_of_it(done, tmp_pat
     assert capsys.readouterr().out.count("\ndeleted ") == N_UNITS + len(results_of(done))
     assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == mine
     assert [path.name for path in (tmp_path / "runs").rglob("*") if path.is_dir()] == ["small"]
+
+
+# Kept.
+
+
+def test_kept_units_are_done_and_give_the_same_table(done, tmp_path, sample_path, prepared_path):
+    page, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
+    assert main(["keep", page, "--runs", str(done.parent), "--results", str(tmp_path)]) == 0
+    file = tmp_path / "small" / "units.zip"
+    assert keep(done, tmp_path / "again.zip") == N_UNITS - 2, "trials are no units of a table"
+    assert file.read_bytes() == (tmp_path / "again.zip").read_bytes()
+    (runs / "small" / "time" / "0").mkdir(parents=True)
+    older = runs / "small" / "time" / "0" / "Pop.json"
+    older.write_text("{}")
+    arguments = ["benchmark", page, "--runs", str(runs), "--prepared_path", prepared_path]
+    arguments += ["--data_path", str(sample_path), "--kept", str(file), "--verbose"]
+    assert main(arguments) == 0
+    assert json.loads(older.read_text())["row"] == "Pop", "what was there is not replaced, but made"
+    assert units_of(runs / "small") == units_of(done)
+    for name, (result, content) in results_of(done).items():
+        assert results_of(runs / "small")[name][0] == result
+        with (
+            np.load(io.BytesIO(content)) as whole,
+            np.load(runs / "small" / name / "tasks.npz") as few,
+        ):
+            metrics = {m for m in whole.files if "@" in m} | {"task"}
+            made_again = "time/0" in name and "/Pop-" in name
+            assert made_again or set(few.files) == metrics
+            for metric in metrics:
+                np.testing.assert_array_equal(whole[metric], few[metric])
+    tables = [
+        benchmark_table(page, r, tmp_path / t)[0] for r, t in ((done.parent, "a"), (runs, "b"))
+    ]
+    assert tables[0].read_text() == tables[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["../out.json", "/out.json", "time/0/Pop.pt"])
+def test_a_file_that_holds_something_else_is_not_unpacked(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
+        bad.writestr("time/0/Pop.json", "{}")
+        bad.writestr(name, "{}")
+    with pytest.raises(DataError, match="holds no kept units"):
+        put_back(tmp_path / "bad.zip", tmp_path / "runs")
+    assert [path.name for path in tmp_path.rglob("*")] == ["bad.zip"]
+
+
+def test_kept_units_that_cannot_be_read_or_written(tmp_path):
+    (tmp_path / "cut.zip").write_bytes(b"PK")
+    for file in (tmp_path / "cut.zip", tmp_path / "none.zip"):
+        with pytest.raises(DataError, match="Cannot read the kept units"):
+            put_back(file, tmp_path / "runs")
+    with pytest.raises(DataError, match="no finished unit"):
+        keep(tmp_path / "runs", tmp_path / "units.zip")
 
 
 # Its table.
