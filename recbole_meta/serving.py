@@ -290,11 +290,12 @@ class Newcomer:
         new = {token: features for token, features in new.items() if token not in barred}
         if not len(ids) + len(new):
             raise DataError("No candidate is left to rank.")
-        scores = self._scores(torch.from_numpy(ids), list(new.values())).double().numpy()
-        places = np.concatenate([served._place[ids], len(served.items) + np.arange(len(new))])
+        scores = self._scores(torch.from_numpy(ids), list(new.values())).numpy()
         kth = len(scores) - min(k, len(scores))
         best = np.flatnonzero(scores >= np.partition(scores, kth)[kth])
-        best = best[np.lexsort((places[best], -scores[best]))][:k]
+        known = served._place[ids[best[best < len(ids)]]]
+        places = np.concatenate([known, len(served.items) + best[best >= len(ids)]])
+        best = best[np.lexsort((places, -scores[best]))][:k]
         tokens = [*new]
         return [
             (served.items[ids[i]] if i < len(ids) else tokens[i - len(ids)], float(scores[i]))
@@ -364,15 +365,15 @@ class Newcomer:
 
 def _support(said: Sequence[Mapping[int, float]]) -> Examples:
     """What T newcomers said as one padded set, each one's by item, so that the order is nothing."""
-    width = max(1, *map(len, said))
-    ids = [sorted(labels) for labels in said]
-    padding = [[0] * (width - len(row)) for row in ids]
-    x = [row + rest for row, rest in zip(ids, padding)]
-    label = [[*map(labels.get, row), *rest] for labels, row, rest in zip(said, ids, padding)]
-    mask = [[1] * len(row) + rest for row, rest in zip(ids, padding)]
+    shape = len(said), max(1, *map(len, said))
+    x, label, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
+    for row, labels in enumerate(said):
+        ids = sorted(labels)
+        x[row, : len(ids)], label[row, : len(ids)] = ids, [labels[place] for place in ids]
+        mask[row, : len(ids)] = 1
     kind = torch.get_default_dtype()
     return Examples(
-        torch.tensor(x), torch.tensor(label, dtype=kind), torch.tensor(mask, dtype=kind),
+        torch.from_numpy(x), torch.from_numpy(label).to(kind), torch.from_numpy(mask).to(kind),
         torch.zeros(len(said), dtype=torch.int64),
     )  # fmt: skip
 
