@@ -193,7 +193,7 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
     for query in dict.fromkeys(query for run in entry.runs for query in run.result["slices"]):
         if query == primary:
             metrics = list(entry.runs[0].result["metrics"])
-        elif query == "later" or primary == "after":
+        elif query in ("later", "all") or primary == "after":
             metrics = [lead]
         else:
             continue
