@@ -29,6 +29,7 @@ CASES = {
         "EASEFoldIn": {"base": "pop"}, "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {},
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
         "MetaSGD": SMALL, "CNP": SMALL | {"support_negatives": 2},
+        "MetaRidge": {"epochs": 2, "embedding_size": 4},
     },
     "user_cold_5_rating": {
         "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {},

@@ -68,6 +68,18 @@ def sample_outside(
     return item, value > 0, (chance > 0).sum(1, keepdim=True)
 
 
+def among_all(query: Examples, hidden: Tensor, pool: Tensor, items: Tensor) -> Examples:
+    """The query among all items [I] of the pool [I] (true or false), less what is hidden [T, H] of
+    a task: labels and mask [T, I], 0 where there is no row of the query.
+    """
+    label = query.label.new_zeros(len(query.label), len(pool))
+    mask = pool.to(label.dtype).repeat(len(label), 1)
+    mask.scatter_(1, hidden, 0.0).scatter_(1, query.x, query.mask)
+    label.scatter_(1, query.x, query.label * (query.mask > 0))
+    label[:, 0] = mask[:, 0] = 0
+    return query._replace(x=items, label=label, mask=mask)
+
+
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), on signed integers."""
     x = (x ^ _shifted(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9

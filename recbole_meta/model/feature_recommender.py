@@ -18,24 +18,19 @@ from torch import Tensor
 
 from recbole_meta.data.facts import Read, read_facts
 from recbole_meta.data.features import Field, FieldEmbedding, read_features
-from recbole_meta.data.negatives import draw_outside, sample_outside, with_negatives
+from recbole_meta.data.negatives import among_all, draw_outside, sample_outside, with_negatives
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.inner_loop import LOSSES, Loss
-from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State
-from recbole_meta.settings import Count, Positive, Size, Weight
+from recbole_meta.model.meta_recommender import MetaRecommender, State, TrainedSettings
+from recbole_meta.settings import Count, Positive, Size
 
 _ALLOWED = {"implicit": ("softmax", "bce", "mse"), "rating": ("mae", "mse"), "label": ("bce",)}
 _ACROSS_TASKS = {**_ALLOWED, "implicit": ("bce", "mse")}  # where a user's scores are of many tasks
 
 
 @dataclass(frozen=True)
-class LearnerSettings(MetaSettings):
-    stopping_step: Count  # validations without a better one before training stops
-    train_batch_size: Size  # tasks per outer step
-    learning_rate: Positive  # of the outer loop
-    weight_decay: Weight  # L2 on all parameters, outer loop
-    schedule: Literal["constant", "cosine"]  # of the learning rate, over ``epochs``
+class LearnerSettings(TrainedSettings):
     loss: Literal["mse", "mae", "bce", "softmax"] | None  # ~: by what is judged: softmax, mae, bce
     support_negatives: Count  # per positive of a ranking's support
     query_rows: Size | None  # rows drawn of an episode's query; ~: all
@@ -168,7 +163,11 @@ class FeatureRecommender(MetaRecommender):
         if self.side == "item":
             query = query._replace(mask=query.mask * self._rows_per_drawn(interaction, query))
         if self.settings.query_negatives is None:
-            return self._whole_catalogue(interaction, query), True
+            names = ("barred_item", "undrawn_item")  # neither a candidate nor a negative
+            hidden = torch.cat([interaction[name].to(self.device) for name in names], dim=1)
+            pool = torch.zeros(self.n_others, dtype=torch.bool, device=self.device)
+            pool[self.pool] = True
+            return among_all(query, hidden, pool, self.encode(self.all_others)), True
         return self._with_drawn(interaction, query, self.settings.query_negatives), False
 
     def _rows_per_drawn(self, interaction: Interaction, query: Examples) -> Tensor:
@@ -200,22 +199,6 @@ class FeatureRecommender(MetaRecommender):
             torch.cat([query.mask, mask], dim=1),
             query.task,
         )
-
-    def _whole_catalogue(self, interaction: Interaction, query: Examples) -> Examples:
-        """Every candidate [I] of each task; 1 where it is a positive of the query that was drawn,
-        nothing where it was not.
-        """
-        barred, undrawn = (
-            interaction[f"{name}_item"].to(self.device) for name in ("barred", "undrawn")
-        )  # [T, R], [T, L']
-        label = query.label.new_zeros(len(query.x), self.n_others)
-        label.scatter_(1, query.x, query.label * (query.mask > 0))
-        mask = torch.zeros_like(label)
-        mask[:, self.pool] = 1
-        mask.scatter_(1, barred, 0.0).scatter_(1, undrawn, 0.0)
-        mask.scatter_(1, query.x, query.mask)
-        label[:, 0] = mask[:, 0] = 0
-        return Examples(self.encode(self.all_others), label, mask, query.task)
 
     def output(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores) if self.judged == "label" else scores

@@ -25,7 +25,7 @@ from recbole_meta.data.facts import task_side
 from recbole_meta.data.features import Field, read_features
 from recbole_meta.episode import Examples, buckets
 from recbole_meta.errors import DataError
-from recbole_meta.settings import Count, Size, read_settings
+from recbole_meta.settings import Count, Positive, Size, Weight, read_settings
 
 State = dict[str, Tensor]
 
@@ -36,6 +36,17 @@ class MetaSettings:
 
     epochs: Count  # training epochs; 0: a closed form, fitted by ``prepare``
     chunk_size: Size | None  # tasks that are lifted at once, bounds what judging needs; ~: all
+
+
+@dataclass(frozen=True)
+class TrainedSettings(MetaSettings):
+    """Settings of every learner that is trained by epochs."""
+
+    stopping_step: Count  # validations without a better one before training stops
+    train_batch_size: Size  # tasks per outer step
+    learning_rate: Positive  # of the outer loop
+    weight_decay: Weight  # L2 on all parameters, outer loop
+    schedule: Literal["constant", "cosine"]  # of the learning rate, over ``epochs``
 
 
 def joined(left: Tensor, right: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""MetaRidge against plain loops: its start, its posterior, its loss and gradient, its stages."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_meta.choice import choose_model
+from recbole_meta.data.episodes import EpisodeDataLoader
+from recbole_meta.episode import Examples
+from recbole_meta.errors import SettingError
+from recbole_meta.quick_start import run
+from recbole_meta.stage import load_stage
+
+SMALL = {"embedding_size": 3, "train_batch_size": 16}
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def learner(prepared, **changes):
+    """A prepared model in which nothing is at its start, and a batch with all its episodes."""
+    choice = choose_model("MetaRidge")
+    stage = load_stage(choice, prepared, "test", prepared.shots[0], 7, SMALL | changes)
+    model = choice.cls(stage.config, stage.dataset)
+    loader = EpisodeDataLoader(stage.dataset, 10**4, 7)
+    model.prepare(loader)
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=rng)
+    return model, next(iter(loader))
+
+
+@pytest.mark.parametrize("base", ["pop", "query_pop"])
+def test_it_starts_as_prior_ridge(worlds, fit, base: str) -> None:
+    same = dict(base=base, embedding_size=3, noise=0.7)
+    supports = [[], [3], [5, 1, 9, 20]]
+    start = fit(worlds["implicit"], "MetaRidge", epochs=0, **same)
+    ridge = fit(worlds["implicit"], "PriorRidge", base_weight=1.0, **same)
+    np.testing.assert_allclose(
+        start.scores_after(*supports), ridge.scores_after(*supports), atol=1e-6
+    )
+
+
+def test_more_directions_than_there_are_change_nothing(worlds, fit) -> None:
+    few, many = (
+        fit(worlds["implicit"], "MetaRidge", epochs=0, embedding_size=size) for size in (30, 99)
+    )
+    np.testing.assert_allclose(few.scores_after([4, 8]), many.scores_after([4, 8]), atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+def test_weights_are_the_posterior_mean(worlds, double, k: int) -> None:
+    """Against Bayes' rule in the space of weights, where ours solves in that of the support."""
+    model, _ = learner(worlds["implicit"])
+    items = torch.tensor([2, 7, 11, 30][:k], dtype=torch.int64)
+    x = torch.cat([items, torch.zeros(2, dtype=torch.int64)])
+    mask = torch.cat([torch.ones(k), torch.zeros(2)])
+    with torch.no_grad():
+        found = model.adapt(Examples(x, mask, mask, torch.tensor(1)))["w"].numpy()
+        r, q = model.read_vector[items].numpy(), model.read_mean[items].numpy()
+        mean, precision = model.prior_mean.numpy(), np.diag(np.exp(-model.log_prior.numpy()))
+        noise = float(model.log_noise.exp())
+        posterior = precision + r.T @ r / noise
+        expected = np.linalg.solve(posterior, precision @ mean + r.T @ (1 - q) / noise)
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+        scores = model.score({"w": torch.from_numpy(found)}, torch.tensor([5, 30]))
+        wanted = model.item_mean + model.item_vector @ torch.from_numpy(expected)
+        np.testing.assert_allclose(scores, wanted[[5, 30]], atol=1e-10)
+
+
+@pytest.mark.parametrize("anchor", [0.0, 2.0])
+def test_loss_and_gradient_are_those_of_a_plain_loop(worlds, double, anchor: float) -> None:
+    """Over candidates alone: items that warm users have, less the reserve of the episode."""
+    prepared = worlds["implicit"]
+    model, batch = learner(prepared, anchor=anchor)
+    found = model.calculate_loss(batch)
+    parameters = dict(model.named_parameters())
+    gradient = torch.autograd.grad(found, list(parameters.values()))
+    r, v, q, b = model.read_vector, model.item_vector, model.read_mean, model.item_mean
+    met = model.pool.nonzero().squeeze(-1).tolist()
+    total = torch.tensor(0.0)
+    for row in range(len(batch["task"])):
+        support = batch["support_item"][row][batch["support_mask"][row] > 0]
+        asked = batch["query_item"][row][batch["query_mask"][row] > 0].tolist()
+        barred = set(batch["barred_item"][row].tolist())
+        free = [item for item in met if item not in barred]
+        assert set(asked) <= set(free) and len(barred - {0}) == 4
+        precision = torch.diag((-model.log_prior).exp())
+        noise = model.log_noise.exp()
+        posterior = precision + r[support].T @ r[support] / noise
+        right = precision @ model.prior_mean + r[support].T @ (1 - q[support]) / noise
+        scores = (b[free] + v[free] @ torch.linalg.solve(posterior, right)) / (
+            model.log_temperature.exp()
+        )
+        log_p = torch.log_softmax(scores, dim=0)
+        total = total - log_p[[free.index(item) for item in asked]].mean()
+    expected = total / len(batch["task"])
+    for items, start in zip((r, v, q, b), model._start, strict=True):
+        expected = expected + anchor * ((items - start) ** 2).sum() / (start**2).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+    plain = torch.autograd.grad(expected, list(parameters.values()))
+    for name, ours, theirs in zip(parameters, gradient, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7, msg=name)
+
+
+def test_a_head_leaves_the_items_where_they_are(worlds, fit) -> None:
+    items = ("read_vector", "item_vector", "read_mean", "item_mean")
+
+    def moved(**settings) -> dict[str, float]:
+        fitted = fit(worlds["implicit"], "MetaRidge", epochs=3, learning_rate=0.01, **settings)
+        start = fit(worlds["implicit"], "MetaRidge", epochs=0, **settings).model
+        return {
+            name: float((parameter - start.get_parameter(name)).detach().norm())
+            for name, parameter in fitted.model.named_parameters()
+        }
+
+    head, free, held = moved(learn="head"), moved(anchor=0.0), moved(anchor=1000.0)
+    assert all(head[name] == 0 for name in items)
+    assert all(far > 0 for name, far in head.items() if name not in items)
+    assert all(0 < held[name] < free[name] for name in items)
+
+
+def test_items_are_no_tasks_of_it() -> None:
+    with pytest.raises(SettingError, match="MetaRidge has no task that is a item"):
+        run("MetaRidge", protocol="item_cold_curve")
