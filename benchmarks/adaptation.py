@@ -135,8 +135,9 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
     for entry in dict.fromkeys(row["entry"] for row in found):
         here = [row for row in found if row["entry"] == entry]
         metric = here[0]["metric"]
-        lines += ["", f"## {entry}: {metric} after n inner steps", ""]
-        lines += table("n = ", "steps", STEPS, here, step_cell)
+        if any(row.get("steps") is not None for row in here):
+            lines += ["", f"## {entry}: {metric} after n inner steps", ""]
+            lines += table("n = ", "steps", STEPS, here, step_cell)
         lines += ["", f"## {entry}: {metric}, and gain over a control", ""]
         lines += table("", "control", ["own", *CONTROLS], here, control_cell)
     return "\n".join(lines) + "\n"

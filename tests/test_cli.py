@@ -20,6 +20,7 @@ COMMANDS = [
     "run",
     "benchmark",
     "table",
+    "keep",
     "recompute",
     "adapt",
     "export",

@@ -258,8 +258,15 @@ def test_a_part_of_the_query_may_be_drawn(stage, settings) -> None:
         part = EpisodeDataLoader(here.dataset, 100, 3, size)
         part.load_state_dict(whole.state_dict())
         before, after = next(iter(whole)), next(iter(part))
-        for name in set(before.interaction) - {"query_item", "query_label", "query_mask"}:
+        drawn = {"query_item", "query_label", "query_mask", "undrawn_item"}
+        for name in set(before.interaction) - drawn:
             assert torch.equal(before[name], after[name]), name
+        assert not before["undrawn_item"].any()
+        for row in range(len(before["task"])):
+            both = torch.cat([after["query_item"][row], after["undrawn_item"][row]])
+            assert sorted(both[both > 0].tolist()) == sorted(
+                before["query_item"][row][before["query_mask"][row] > 0].tolist()
+            )
         for row in range(len(before["task"])):
             all_of, some = (Episode(here, batch, row).pairs["query"] for batch in (before, after))
             assert len(set(some)) == len(some) == min(size, len(all_of))
