@@ -67,7 +67,7 @@ class Served:
         were. ``unknown``: error | ignore (with a warning), for items that the model does not know.
         """
         said = self._said(likes, dislikes, ratings, unknown)
-        return self._newcomer(said, _described("'features'", features))
+        return self._newcomer(said, _pairs("'features'", features))
 
     def info(self) -> dict[str, Any]:
         """What it is, what it was trained on and what it takes."""
@@ -109,7 +109,7 @@ class Served:
                         f"The newcomer is of another kind of model: its {name} is {found[name]!r}, "
                         f"not {mine!r}."
                     )
-            said, features = found["said"], _described("'features'", found["features"])
+            said, features = found["said"], _pairs("'features'", found["features"])
             if self.feedback == "rating":
                 return self._newcomer(self._said((), (), said, "error"), features)
             by = {label: [i for i in said if said[i] == label] for label in (1, 0)}
@@ -132,7 +132,7 @@ class Served:
         """`adapt` for each one's arguments by name, together: the same but for rounding."""
         if not isinstance(newcomers, Iterable):
             raise DataError(f"'newcomers' must be a list, found {newcomers!r}.")
-        newcomers = [_described("A newcomer", one) for one in newcomers]
+        newcomers = [_pairs("A newcomer", one) for one in newcomers]
         for one in newcomers:
             for name in one:
                 if name not in _SAYS:
@@ -141,7 +141,7 @@ class Served:
             self._said(one.get("likes", ()), one.get("dislikes", ()), one.get("ratings"), unknown)
             for one in newcomers
         ]
-        features = [_described("'features'", one.get("features")) for one in newcomers]
+        features = [_pairs("'features'", one.get("features")) for one in newcomers]
         return self._newcomers(said, features)
 
     def _newcomers(
@@ -180,7 +180,7 @@ class Served:
         liked, disliked = _tokens("likes", likes), _tokens("dislikes", dislikes)
         rated = {
             token: self._rating(token, value)
-            for token, value in _described("'ratings'", ratings).items()
+            for token, value in _pairs("'ratings'", ratings).items()
         }
         if self.feedback == "rating" and (liked or disliked):
             raise DataError("The model learnt ratings: give 'ratings', not likes or dislikes.")
@@ -218,8 +218,8 @@ class Served:
     def new(self, given: Mapping[Any, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
         """What the model never met, by token, and its features."""
         found = {
-            token: _described(f"The features of '{token}'", features)
-            for token, features in _described("'new_items'", given).items()
+            token: _pairs(f"The features of '{token}'", features)
+            for token, features in _pairs("'new_items'", given).items()
         }
         known = [token for token in found if token in self._id]
         if known:
@@ -248,7 +248,7 @@ class Newcomer:
     ) -> "Newcomer":
         """The newcomer who said this, too; what he says of an item again replaces the old."""
         more = self.served._said(likes, dislikes, ratings, unknown)
-        about = self.features | _described("'features'", features)
+        about = self.features | _pairs("'features'", features)
         return self.served._newcomer(self.said | more, about)
 
     def score(
@@ -384,7 +384,7 @@ def _tokens(name: str, given: Iterable[Any]) -> list[str]:
     return [str(token) for token in given]
 
 
-def _described(name: str, given: Mapping[Any, Any] | None) -> dict[str, Any]:
+def _pairs(name: str, given: Mapping[Any, Any] | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise DataError(f"{name} must be 'name: value' pairs, found {given!r}.")
     return {str(key): _plain(value) for key, value in (given or {}).items()}

@@ -67,7 +67,7 @@ class MetaRidge(MetaRecommender):
         return self.read_vector, self.item_vector, self.read_mean, self.item_mean
 
     def prepare(self, train_data) -> None:
-        warm = warm_users(train_data.dataset if self.settings.epochs else train_data._dataset)
+        warm = warm_users(train_data._dataset)
         v = torch.from_numpy(warm.directions[:, : self.settings.embedding_size].copy())
         base = warm.pop if self.settings.base == "pop" else warm.query_pop
         with torch.no_grad():
