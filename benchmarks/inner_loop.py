@@ -219,7 +219,9 @@ def inner_loop(
         ratio["share_of_products"] = statistics.median(shares)
     else:
         ratio["speedup_of_amp"] = statistics.median(r["engine"] / r["amp"] for r in rounds)
-        ratio["error_of_amp"] = abs(float(engine_step(second, parts, amp=True) / fast) - 1)
+        ratio["error_of_amp"] = abs(
+            float(engine_step(second, parts, amp=True).detach() / fast.detach()) - 1
+        )
     mean = float(np.mean([len(task[1]) for task in tasks]))
     return {"tasks": batch, "chunk_size": chunk_size, "mean_support": mean,
             **{f"{n}_ms": 1e3 * v for n, v in t.items()}, **ratio}  # fmt: skip

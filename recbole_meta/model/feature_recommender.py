@@ -62,7 +62,8 @@ class FeatureRecommender(MetaRecommender):
         usual = self.usual_loss if self.side == "user" else self.usual_loss | {"implicit": "bce"}
         self.loss_function = self.named_loss("loss", usual)
         self.register_buffer("pool", facts.pool)
-        self.keep("label_mean", facts.label_mean)
+        mean = torch.tensor(facts.label_mean, dtype=torch.get_default_dtype())
+        self.register_buffer("label_mean", mean)
         size, std = self.settings.embedding_size, self.settings.embedding_std
         of_users = self.side == "user"
         self.item_embedding = FieldEmbedding(facts.item_fields, size, std, keep=of_users)

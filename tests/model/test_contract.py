@@ -60,6 +60,18 @@ def assert_same(left: torch.Tensor, right: torch.Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+def test_is_born_on_one_device(fitted):
+    """Whatever the Config says: ``to(device)`` moves all of it, and nothing before."""
+    config = fitted.stage.config
+    before, config["device"] = config["device"], torch.device("meta")
+    try:
+        model = fitted.choice.cls(config, fitted.stage.dataset)
+    finally:
+        config["device"] = before
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert [name for name, tensor in tensors if tensor.device != torch.device("cpu")] == []
+
+
 # What is written about a model.
 
 
