@@ -17,14 +17,16 @@ import pytest
 import yaml
 from filelock import FileLock, Timeout
 
-from recbole_meta import sweep
+from recbole_meta import judging, search, sweep
 from recbole_meta.benchmark import Row, read_benchmark
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
 from recbole_meta.quick_start import run
 from recbole_meta.report import benchmark_table
 from recbole_meta.sweep import Sweep, run_benchmark
+from recbole_meta.unit import Site
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12}
@@ -279,9 +281,9 @@ def test_a_row_is_what_the_runner_gives_for_its_settings(
 
 
 def test_what_is_done_is_not_done_again(done, go, monkeypatch):
-    monkeypatch.setattr(sweep, "fit_learner", None)
-    monkeypatch.setattr(sweep, "judge_recbole", None)
-    monkeypatch.setattr(sweep, "load_stage", None)
+    for module in (judging, search):
+        for name in ("fit_learner", "judge_recbole", "load_stage"):
+            monkeypatch.setattr(module, name, None)
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     go(str(done.parents[1] / "small.yaml"), done.parent)
     after = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
@@ -299,7 +301,7 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
         {"name": "D", "model": "EpisodicRidge"},
     ]
     seen: dict[str, set] = {}
-    plain = sweep.fit_learner
+    plain = judging.fit_learner
 
     def fit(choice, stage, *, config):
         read = {key: config[key] for key in ("eval_batch_size", "noise", "base", "base_weight")}
@@ -308,7 +310,7 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
         seen.setdefault(key, set()).add((*read.values(), batch, config["model"]))
         return plain(choice, stage, config=config)
 
-    monkeypatch.setattr(sweep, "fit_learner", fit)
+    monkeypatch.setattr(judging, "fit_learner", fit)
     found, spied = [], []
     for name, ordered in (("up", rows), ("down", rows[::-1])):
         page = changed(rows=ordered, trained=PAGE["trained"] | {"rows": []})
@@ -414,7 +416,7 @@ def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog
 def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monkeypatch):
     """And is not done again and again."""
     page = changed(rows=PAGE["rows"][:1], trained=PAGE["trained"] | {"rows": []})
-    monkeypatch.setattr(Sweep, "_runs_agree", lambda *arguments: False)
+    monkeypatch.setattr(RowJudge, "agrees", lambda *arguments: False)
     with pytest.raises(RecboleMetaError, match=r"2 units failed: time/0/Pop.json \(.*not agree"):
         go(write(tmp_path, page), tmp_path / "runs")
 
@@ -435,13 +437,13 @@ def test_what_another_process_did_or_saw_fail_is_left_to_it(
     page = changed(rows=failing()["rows"][:2], trained=PAGE["trained"] | {"rows": []})
     benchmark, start = read_benchmark(write(tmp_path, page)), time.time()
     two = [
-        Sweep(benchmark, str(sample_path), prepared_path, tmp_path / "runs", start)
+        Sweep(Site(benchmark, str(sample_path), prepared_path, tmp_path / "runs"), start)
         for _ in range(2)
     ]
     before = two[1]._open()
     assert len(before) == 4
     two[0].run()
-    monkeypatch.setattr(sweep, "fit_learner", None)
+    monkeypatch.setattr(judging, "fit_learner", None)
     assert not any(two[1]._try(unit) for unit in before), "seen as missing, done meanwhile"
     two[1].run()
     with pytest.raises(RecboleMetaError, match="2 units failed"):

@@ -30,6 +30,11 @@ def benchmark_page(name: str) -> tuple[str, dict[str, Any]]:
     return name, load_properties("benchmark", name)
 
 
+def slug(name: str) -> str:
+    """A row's name as that of a file."""
+    return name.replace(" + b ", "+").replace(" on ", "~").replace(" ", "")
+
+
 class RunFiles:
     """``result.json`` and ``tasks.npz`` of one run."""
 
