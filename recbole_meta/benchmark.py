@@ -34,6 +34,7 @@ class _TrainedPage:
 
     searches: tuple[dict[str, Any], ...]
     shots: tuple[Count, ...]
+    seeds: tuple[Count, ...]
     rows: tuple[dict[str, Any], ...]
 
 
@@ -57,6 +58,7 @@ class Row:
     model: str
     fixed: dict[str, Any]
     grid: dict[str, Any]
+    seeds: tuple[Count, ...]  # that it is judged with, if it trains: the mean of each user
 
     def trials(self, number: int) -> list[Settings]:
         """At most ``number`` different settings, drawn once and for all without replacement."""
@@ -123,14 +125,15 @@ def read_benchmark(name: str) -> Benchmark:
     name, values = benchmark_page(name)
     where = f"Benchmark '{name}'"
     page = read_settings(_Page, values, where)
-    theirs = read_settings(_TrainedPage, page.trained, f"{where}, trained")
+    filled = {"seeds": [page.seed], **page.trained}
+    theirs = read_settings(_TrainedPage, filled, f"{where}, trained")
     benchmark = Benchmark(
         name, page.dataset, page.seed, page.trials,
         tuple(_judging(entry, where) for entry in page.settings),
-        tuple(_row(entry, f"{where}, rows") for entry in page.rows),
+        tuple(_row(entry, f"{where}, rows", (page.seed,)) for entry in page.rows),
         tuple(read_settings(Search, s, f"{where}, searches") for s in theirs.searches),
         theirs.shots,
-        tuple(_row(entry, f"{where}, trained rows") for entry in theirs.rows),
+        tuple(_row(entry, f"{where}, trained rows", theirs.seeds) for entry in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark
@@ -141,8 +144,8 @@ def _judging(entry: Mapping[str, Any], where: str) -> Judging:
     return read_settings(Judging, filled, f"{where}, settings")
 
 
-def _row(entry: Mapping[str, Any], where: str) -> Row:
-    row = read_settings(Row, {"fixed": {}, "grid": {}, **entry}, where)
+def _row(entry: Mapping[str, Any], where: str, seeds: tuple[int, ...]) -> Row:
+    row = read_settings(Row, {"fixed": {}, "grid": {}, "seeds": seeds, **entry}, where)
     for name, options in row.grid.items():
         together = len(name.split(","))
         if not isinstance(options, list) or not options:
@@ -160,6 +163,8 @@ def _check(b: Benchmark) -> None:
     where = f"Benchmark '{b.name}'"
     if b.seed >= 2**32:
         raise SettingError(f"{where}: 'seed' must be below {2**32}, found {b.seed}.")
+    for row in (*b.rows, *b.trained_rows):
+        _check_seeds(row, f"{where}: 'seeds' of '{row.name}'")
     if not b.settings:
         raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
@@ -184,6 +189,17 @@ def _check(b: Benchmark) -> None:
         read_protocol(judging.protocol, **(judging.changed | {"split": search.split}))
     for judging in b.settings:
         _check_entry(b, judging)
+
+
+def _check_seeds(row: Row, where: str) -> None:
+    if not row.seeds or len(set(row.seeds)) < len(row.seeds):
+        raise SettingError(f"{where} must be different and at least one, found {list(row.seeds)}.")
+    if max(row.seeds) >= 2**32:
+        raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")
+    if len(row.seeds) > 1 and is_closed_form(choose_model(row.model)):
+        raise SettingError(
+            f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form."
+        )
 
 
 def _check_entry(b: Benchmark, judging: Judging) -> None:

@@ -22,6 +22,7 @@ from recbole_meta.evaluation.entries import (
     benchmark_page,
     champion,
     paired,
+    seeds_of,
 )
 from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
 from recbole_meta.evaluation.significance import (
@@ -44,7 +45,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     rows: list[dict[str, Any]] = []
     sections = []
     for judging in file["settings"]:
-        by_k = _entries(root, judging)
+        by_k = _entries(root, judging, file)
         if not by_k:
             raise DataError(
                 f"{root / judging['name']}: no finished run. Run 'recbole-meta benchmark {name}'."
@@ -58,6 +59,9 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
         sections.append(Section(judging, query, section, _absent(judging, file, by_k)))
         rows += section
     _adjust(rows)
+    if all(row["seeds"] == 1 for row in rows):
+        for row in rows:
+            del row["seeds"]
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "table.json", folder / "table.md"
@@ -101,15 +105,17 @@ def _unit(file: Path) -> dict[str, Any]:
     return unit
 
 
-def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
-    """k -> the rows that have all splits."""
+def _entries(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dict[int, list[Entry]]:
+    """k -> the rows that have all splits with all seeds."""
     found: dict[tuple[int, str], list[RunFiles]] = {}
     for unit in _units(root, judging):
         for k, folder in unit["runs"].items():
-            found.setdefault((int(k), unit["row"]), []).append(RunFiles(root / folder))
+            run = RunFiles(root / folder)
+            if run.result.get("seed") in seeds_of(file, unit["row"]):
+                found.setdefault((int(k), unit["row"]), []).append(run)
     by_k: dict[int, list[Entry]] = {}
     for (k, row), runs in found.items():
-        if len(runs) == len(judging["splits"]):
+        if len(runs) == len(judging["splits"]) * len(seeds_of(file, row)):
             about = runs[0].result
             by_k.setdefault(k, []).append(Entry(row, about["group"], about["reads"], tuple(runs)))
     return by_k
@@ -155,7 +161,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
             row = {
                 "dataset": about["dataset"], "protocol": protocol, "order": about["order"],
                 "split": split, "k": k, "model": entry.name, "group": entry.group,
-                "reads": entry.reads, "metric": metric, "slice": query,
+                "reads": entry.reads, "seeds": entry.n_seeds, "metric": metric, "slice": query,
                 "mean": _round(interval.mean), "low": _round(interval.low),
                 "high": _round(interval.high), "n_tasks": len(values),
                 "gain_over_floor": None, "gain_low": None, "gain_high": None,
@@ -200,9 +206,10 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
         for metric in metrics:
             if values := entry.values(query, metric):
                 yield query, metric, "all", values
-    if len(entry.runs) > 1:
-        for run in entry.runs:
-            yield primary, lead, str(run.result["split"]), run.values(primary, lead)
+    splits = entry.of_splits()
+    if len(splits) > 1:
+        for number, split in splits.items():
+            yield primary, lead, str(number), split.values(primary, lead)
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
@@ -237,8 +244,10 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
                 if k != "0"  # without support most settings change nothing
             ]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
+            seeds = len(seeds_of(file, row["name"]))
+            mean = f"; the mean of each user over {seeds} seeds" if seeds > 1 else ""
             lines.append(
-                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}"
+                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}{mean}"
             )
     return lines
 

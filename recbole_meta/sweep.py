@@ -4,7 +4,8 @@ The unit of work is a file below the benchmark's folder of runs: what has its fi
 settings of today, is not run again. Several processes may work on one benchmark: a unit is locked
 while it runs. Closed forms (floors, rules, ridges) are fitted once per trial and judged at every k.
 What trains is searched once per order of rows: RecBole's models are trained anew for every k,
-learners once for all k.
+learners once for all k. Searches have the benchmark's seed; the best settings are trained with
+every seed of the row, each a unit of its own.
 """
 
 import itertools
@@ -161,14 +162,14 @@ class Sweep:
         for row, judging in itertools.product(b.trained_rows, theirs):
             trials = tuple(t.file for t in self.searches.trials(row, b.search_of(judging)))
             shots = (None,) if choose_model(row.model).ours else b.trained_shots
-            for split, k in itertools.product(judging.splits, shots):
-                name = unit_name(row, k, b.seed, b.seed)
+            for seed, split, k in itertools.product(row.seeds, judging.splits, shots):
+                name = unit_name(row, k, seed, b.seed)
                 yield Unit(
                     self.folder / judging.name / str(split) / f"{name}.json",
                     row,
-                    partial(judge.trained, judging, split, row, k, b.seed),
+                    partial(judge.trained, judging, split, row, k, seed),
                     partial(judge.chosen, row, judging, k),
-                    partial(judge.agrees, judging, split, row, k, b.seed),
+                    partial(judge.agrees, judging, split, row, k, seed),
                     trials,
                 )
 

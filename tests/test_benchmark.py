@@ -158,6 +158,11 @@ BAD = [
     (changed(trained=None), "'trained' must be 'name: value' pairs, found None"),
     (changed(trained={"shots": [2], "rows": []}), "trained: missing setting 'searches'"),
     (changed(trained=PAGE["trained"] | {"shots": 2}), "'shots' must be a list, found 2"),
+    (one("row", seeds=[3, 4]), "'seeds' of 'Pop' must be one, found [3, 4]: Pop is a closed form"),
+    (one("trained", seeds=[3, 4]), "'seeds' of 'EASE' must be one, found [3, 4]: EASE is a clos"),
+    (one("trained", seeds=[3, 3]), "'seeds' of 'EASE' must be different and at least one"),
+    (changed(trained=PAGE["trained"] | {"seeds": []}), "at least one, found []"),
+    (one("trained", seeds=[2**32]), f"must be below {2**32}, found {2**32}"),
     (one("search", trials=0), "searches: 'trials' must be at least 1, found 0"),
     (one("search", split=9), "'split' must be below folds"),
     (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
@@ -198,15 +203,15 @@ def test_unknown_files_data_and_folders(tmp_path, sample_path, prepared_path):
 
 def test_trials_are_drawn_without_replacement_and_every_time_the_same():
     grid = {"a,b": [[1, 10], [2, 20], [3, 30]], "c": list(range(8))}
-    row = Row("name", "model", {"d": "fixed"}, grid)
+    row = Row("name", "model", {"d": "fixed"}, grid, (3,))
     assert len(row.trials(100)) == 24, "a small grid is tried whole"
     drawn = row.trials(10)
-    assert drawn == Row("other", "model", {"d": "fixed"}, dict(grid)).trials(10)
+    assert drawn == Row("other", "model", {"d": "fixed"}, dict(grid), (4,)).trials(10)
     keys = {(t["a"], t["b"], t["c"]) for t in drawn}
     assert len(keys) == 10 and all(b == 10 * a and c in range(8) for a, b, c in keys)
     assert all(list(t) == ["d", "a", "b", "c"] and t["d"] == "fixed" for t in drawn)
     assert keys != {(t["a"], t["b"], t["c"]) for t in row.trials(24)[:10]}, "drawn, not the first"
-    assert Row("name", "model", {"d": 1}, {}).trials(30) == [{"d": 1}]
+    assert Row("name", "model", {"d": 1}, {}, (3,)).trials(30) == [{"d": 1}]
 
 
 # The sweep.
@@ -229,7 +234,10 @@ def test_the_best_trial_on_valid_is_tested_for_each_k(done):
     for split in (0, 1):
         unit = units_of(done)[f"time/{split}/PriorRidge~QueryPop.json"]
         page = PAGE["rows"][1]
-        assert unit["trials"] == Row(**page).trials(PAGE["trials"]) and len(unit["trials"]) == 3
+        assert (
+            unit["trials"] == Row(**page, seeds=(3,)).trials(PAGE["trials"])
+            and len(unit["trials"]) == 3
+        )
         for k, folder in unit["runs"].items():
             scores = [trial[k] for trial in unit["scores"]]
             best = unit["trials"][int(np.argmax(scores))]
@@ -341,6 +349,29 @@ def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog)
         go(write(tmp_path, page), tmp_path / "runs")
     again = re.findall(r"(\S+\.json): [\d.]+ s", caplog.text)
     assert again == ["time/0/PriorRidge~QueryPop.json", "time/1/PriorRidge~QueryPop.json"]
+
+
+def test_another_seed_is_run_and_what_is_there_is_not(done, tmp_path, go, caplog):
+    """Its runs are what the runner gives for that seed; the table has each user's mean."""
+    shutil.copytree(done.parent, tmp_path / "runs")
+    page = changed()
+    page["trained"]["rows"][1]["seeds"] = [3, 5]
+    file, folder = write(tmp_path, page), tmp_path / "runs" / "small"
+    with caplog.at_level("INFO", logger="recbole_meta.sweep"):
+        go(file, tmp_path / "runs")
+    again = re.findall(r"(\S+\.json): [\d.]+ s", caplog.text)
+    assert again == ["time/0/BPR-k2-seed5.json", "time/1/BPR-k2-seed5.json"]
+    units, results = units_of(folder), results_of(folder)
+    assert {name: units[name] for name in units_of(done)} == units_of(done)
+    first, second = (results[units[f"time/0/{n}.json"]["runs"]["2"]] for n in (
+        "BPR-k2", "BPR-k2-seed5"))  # fmt: skip
+    assert (first[0]["seed"], second[0]["seed"]) == (3, 5)
+    assert first[0]["metrics"] != second[0]["metrics"] and first[1] != second[1]
+    rows = json.loads(benchmark_table(file, tmp_path / "runs", tmp_path)[0].read_text("utf-8"))
+    wanted = {"model": "BPR", "split": "0", "slice": "rows_5_9", "metric": "ndcg@10"}
+    (row,) = [row for row in rows if wanted.items() <= row.items()]
+    both = [result["metrics"]["ndcg@10"] for result, _ in (first, second)]
+    assert row["mean"] == pytest.approx(np.mean(both), abs=5e-5) and row["seeds"] == 2
 
 
 @pytest.mark.parametrize("damage", ["half a unit", "no tasks", "another seed", "changed settings"])
