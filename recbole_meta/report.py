@@ -233,7 +233,8 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     for row in (*file["rows"], *file["trained"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
-            points = math.prod(len(options) for options in row["grid"].values())
+            lists = [options for options in row["grid"].values() if isinstance(options, list)]
+            points = math.prod(map(len, lists)) if len(lists) == len(row["grid"]) else math.inf
             tried = len(mine[0].get("trials", [])) or min(
                 points, file["trained"]["searches"][0]["trials"]
             )
@@ -253,8 +254,13 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
 
 
 def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The ends of numeric grids of three values or more that over a third of the choices sit on."""
+    """The ends of numeric grids of three values or more that over a third of the choices sit on,
+    and those of ranges that they lie beside: within a twentieth of the range.
+    """
     for names, options in grid.items():
+        if isinstance(options, dict):
+            yield from _ends(names, options, [settings[names] for settings in chosen])
+            continue
         together = names.split(",")
         columns = zip(*options, strict=True) if len(together) > 1 else [options]
         for name, column in zip(together, columns, strict=True):
@@ -265,6 +271,18 @@ def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[s
                 hits = sum(settings[name] == edge for settings in chosen)
                 if 3 * hits > len(chosen):
                     yield f"{name} = {edge} in {hits} of {len(chosen)}"
+
+
+def _ends(name: str, options: dict[str, Any], chosen: Sequence[float]) -> Iterator[str]:
+    scale = math.log if options.get("log") else float
+    low, high = scale(options["low"]), scale(options["high"])
+    places = [(scale(value) - low) / (high - low) for value in chosen]
+    for end, hits in (
+        ("low", sum(place < 0.05 for place in places)),
+        ("high", sum(place > 0.95 for place in places)),
+    ):
+        if 3 * hits > len(chosen):
+            yield f"{name} near {options[end]} in {hits} of {len(chosen)}"
 
 
 def _capped(root: Path, units: Sequence[dict[str, Any]]) -> str:

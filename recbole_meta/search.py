@@ -1,4 +1,7 @@
-"""The search of a row that trains: its trials on valid, and the best of them."""
+"""The search of a row that trains: its trials on valid, and the best of them.
+
+Trials are drawn from the grid once and for all, or each is asked of a `Study` when it begins.
+"""
 
 import json
 from dataclasses import dataclass
@@ -9,8 +12,9 @@ from recbole_meta.benchmark import Judging, Row, Search, Settings
 from recbole_meta.choice import choose_model
 from recbole_meta.data.prepare import sha256
 from recbole_meta.evaluation.entries import slug
-from recbole_meta.fitting import fit_learner, judge_recbole, valid_metric
+from recbole_meta.fitting import Metric, fit_learner, judge_recbole, valid_metric
 from recbole_meta.stage import load_stage
+from recbole_meta.study import Point, Study
 from recbole_meta.unit import Site
 
 
@@ -19,7 +23,12 @@ class Trial:
     """Settings that are tried, and the file of what came out."""
 
     file: Path
-    settings: Settings
+    settings: Settings | None  # None: the study says when the trial begins
+    number: int
+
+    def made_by(self) -> dict[str, Any]:
+        """What its file says if it is this trial's."""
+        return {"number": self.number} if self.settings is None else {"settings": self.settings}
 
 
 class Searches:
@@ -31,20 +40,31 @@ class Searches:
     def trials(self, row: Row, search: Search) -> list[Trial]:
         """All trials of a row; none without a choice."""
         folder = self.site.folder / "search" / search.setting / slug(row.name)
+        if search.learns(row):
+            name = self._study_name(row, search)
+            return [Trial(folder / f"{name}-{i}.json", None, i) for i in range(search.trials)]
         drawn = row.trials(search.trials)
         if len(drawn) == 1:
             return []
-        return [Trial(folder / f"{digest(settings)}.json", settings) for settings in drawn]
+        return [Trial(folder / f"{digest(s)}.json", s, i) for i, s in enumerate(drawn)]
+
+    def _study_name(self, row: Row, search: Search) -> str:
+        """One study per space, model, data and seed; more trials go on with it."""
+        space = {"fixed": row.fixed, "grid": row.grid}
+        return f"{search.sampler}-{digest([space, self._about(row, search)])}"
 
     def work(self, row: Row, search: Search, trial: Trial) -> dict[str, Any]:
         """A trial on valid: RecBole's model at the search's k, a learner by its mean over k."""
         benchmark = self.site.benchmark
         prepared = self.site.prepared(benchmark.judging(search.setting), search.split)
-        choice, seed, settings = choose_model(row.model), benchmark.seed, trial.settings
+        choice, seed, metric = choose_model(row.model), benchmark.seed, valid_metric(prepared)
+        settings, told = trial.settings, {}
+        if settings is None:
+            point = self._ask(row, search, trial, metric)
+            settings, told = row.at(point), {"number": trial.number, "point": point}
         if choice.ours:
             stage = load_stage(choice, prepared, "valid", prepared.shots[0], seed, settings)
             trainer = fit_learner(choice, stage)
-            metric = valid_metric(prepared)
             score = trainer.best_score * (1 if metric.bigger else -1)
             valid, epochs = {metric.name: score}, trainer.best_epoch
         else:
@@ -55,7 +75,18 @@ class Searches:
             "valid": valid,
             "epochs": epochs,
             "about": self._about(row, search),
+            **told,
         }
+
+    def _ask(self, row: Row, search: Search, trial: Trial, metric: Metric) -> Point:
+        """What the study says that the trial should try, told of the trials that are done."""
+        journal = trial.file.with_name(f"{self._study_name(row, search)}.journal")
+        study = Study(journal, row.grid, metric.bigger, self.site.benchmark.seed)
+        done = {}
+        for other in self.trials(row, search):
+            if content := self._content(row, search, other):
+                done[other.number] = (content["point"], content["valid"][metric.name])
+        return study.ask(trial.number, done)
 
     def agrees(self, row: Row, search: Search, content: dict[str, Any]) -> bool:
         """Whether a trial was of today's model, shots, seed and data."""

@@ -151,7 +151,7 @@ class Sweep:
                     trial.file,
                     row,
                     partial(self.searches.work, row, search, trial),
-                    partial(dict, settings=trial.settings),
+                    trial.made_by,
                     partial(self.searches.agrees, row, search),
                 )
 

@@ -13,9 +13,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import yaml
 from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from recbole_meta import judging, search, sweep
 from recbole_meta.benchmark import Row, read_benchmark
@@ -25,6 +28,7 @@ from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
 from recbole_meta.quick_start import run
 from recbole_meta.report import benchmark_table
+from recbole_meta.study import Study
 from recbole_meta.sweep import Sweep, run_benchmark
 from recbole_meta.unit import Site
 
@@ -129,7 +133,28 @@ def one(kind: str, **entries) -> dict:
     return page
 
 
+def tpe(**grid) -> dict:
+    """The page with a search that learns, of EASE's weight in this grid."""
+    page = one("search", sampler="tpe", trials=6)
+    page["trained"]["rows"][0]["grid"] = grid or {
+        "reg_weight": {"low": 1, "high": 1e3, "log": True}
+    }
+    return page
+
+
 BAD = [
+    (one("search", sampler="tpo"), "'sampler' is 'tpo'. Did you mean 'tpe'"),
+    (tpe(reg_weight={"low": 1.0}), "'reg_weight' of 'EASE': missing setting 'high'"),
+    (tpe(reg_weight={"low": 1, "high": 1.0}), "must have low < high, found"),
+    (tpe(reg_weight={"low": 0, "high": 1, "log": True}), "must have 0 < low < high"),
+    (tpe(reg_weight={"low": -1.0, "high": 1.0}), "'reg_weight' must be at least 0, found -1.0"),
+    (tpe(reg_weight=[*range(9), "big"]), "'reg_weight' must be of type float"),
+    (tpe(reg_wight={"low": 1, "high": 2}), "Did you mean 'reg_weight'"),
+    (
+        one("trained", grid={"reg_weight": {"low": 1, "high": 2}}),
+        "'reg_weight' of 'EASE' is a range",
+    ),
+    (one("row", grid={"noise": {"low": 1, "high": 2}}), "'noise' of 'Pop' is a range"),
     (one("row", model="Popp"), "Did you mean 'Pop'"),
     (one("row", grids={}), "unknown setting 'grids'. Did you mean 'grid'"),
     (one("row", name="EASE"), "has 'EASE' twice"),
@@ -394,6 +419,94 @@ def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
     go(str(done.parents[1] / "small.yaml"), tmp_path / "runs")
     assert units_of(folder) == units_of(done) and results_of(folder) == results_of(done)
     assert (folder / "time" / "1" / "Pop.json").stat().st_mtime_ns == other
+
+
+# A search that learns.
+
+
+def trials_of(folder: Path) -> list[dict]:
+    """By their numbers, without the seconds."""
+    found = [json.loads(f.read_text("utf-8")) for f in folder.glob("search/time/EASE/*.json")]
+    found.sort(key=lambda trial: trial["number"])
+    return [{k: v for k, v in trial.items() if k != "seconds"} for trial in found]
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, sample_path, prepared_path) -> Path:
+    """The folder of a sweep whose search learns; never written to by a test."""
+    folder = tmp_path_factory.mktemp("learnt")
+    run_benchmark(write(folder, tpe()), str(sample_path), prepared_path, folder / "runs")
+    return folder / "runs" / "small"
+
+
+def test_a_search_that_learns_tries_a_range_and_tests_the_best(learnt):
+    trials = trials_of(learnt)
+    weights = [trial["settings"]["reg_weight"] for trial in trials]
+    assert [trial["number"] for trial in trials] == list(range(6)) and len(set(weights)) == 6
+    assert all(1 <= weight <= 1000 for weight in weights)
+    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    assert units_of(learnt)["time/1/EASE-k2.json"]["chosen"] == {"2": best["settings"]}
+
+
+def test_a_killed_trial_is_run_again_with_the_same_settings(
+    learnt, tmp_path, sample_path, prepared_path, go, monkeypatch
+):
+    """Wherever the kill was: before the file, after it, in the journal's line; or all is lost."""
+    file, folder = str(learnt.parents[1] / "small.yaml"), tmp_path / "small"
+    plain, left = search.judge_recbole, [0]
+
+    def dying(*arguments, **more):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(search, "judge_recbole", dying)
+    for damage, done in (("none", 2), ("half a line", 3), ("no journal", 4)):
+        left[0] = done - len(trials_of(folder))
+        journals = [*folder.glob("search/time/EASE/*.journal")]
+        if damage == "half a line":
+            with open(journals[0], "a") as stream:
+                stream.write('{"op_code": 4, "wor')
+        elif damage == "no journal":
+            journals[0].unlink()
+        with pytest.raises(KeyboardInterrupt):
+            go(file, tmp_path)
+        assert trials_of(folder) == trials_of(learnt)[:done], damage
+    next(folder.glob("search/time/EASE/*-1.json")).write_text('{"number": 1, "se')
+    monkeypatch.setattr(search, "judge_recbole", plain)
+    go(file, tmp_path)
+    assert trials_of(folder) == trials_of(learnt)
+    assert units_of(folder) == units_of(learnt) and results_of(folder) == results_of(learnt)
+
+
+def test_the_trials_of_a_study_are_those_asked_for(tmp_path):
+    """Two processes hold trials at once: each is another point, told once, and stays as it is."""
+    grid = {"a,b": [[1, 10], [2, 20], [3, 30]], "c": {"low": 1, "high": 64, "log": True}}
+    study = Study(tmp_path / "s.journal", grid, bigger=False, seed=3)
+    points = [study.ask(number, {}) for number in range(4)]
+    assert all(point["a,b"] in grid["a,b"] and 1 <= point["c"] <= 64 for point in points)
+    assert all(type(point["c"]) is int for point in points)
+    done = {number: (point, float(point["c"])) for number, point in enumerate(points)}
+    other = Study(tmp_path / "s.journal", grid, bigger=False, seed=3)
+    assert [other.ask(number, done) for number in range(4)] == points
+    for number in range(4, 30):
+        point = other.ask(number, done)
+        done[number] = (point, point["c"] + point["a,b"][0])
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    trials = optuna.load_study(study_name="trials", storage=storage).get_trials()
+    assert [trial.user_attrs["number"] for trial in trials] == list(range(30))
+    assert [trial.value for trial in trials[:29]] == [done[n][1] for n in range(29)]
+    assert [trial.params["c"] for trial in trials] == [done[n][0]["c"] for n in range(30)]
+    values = [value for _, value in done.values()]
+    assert np.mean(values[20:]) < np.mean(values[:5]), "it has learnt where small values are"
+
+
+def test_optuna_is_named_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SettingError, match=r"needs Optuna: pip install .*\[search\]"):
+        read_benchmark(write(tmp_path, tpe()))
+    assert read_benchmark(write(tmp_path, PAGE)).searches[0].sampler == "drawn"
 
 
 # A unit that fails.

@@ -37,6 +37,7 @@ FLOORS = {
     "stage": 4,
     "fitting": 4,
     "unit": 4,
+    "study": 4,
     "search": 4,
     "judging": 4,
     "sweep": 4,

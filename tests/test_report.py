@@ -340,14 +340,21 @@ def test_what_ended_a_choice_or_a_training_is_said(tree):
         result |= {"history": [{}], "epochs": 19 - 10 * split, "config": {"epochs": 20}}
         (folder / "result.json").write_text(json.dumps(result), "utf-8")
         unit = folder.parents[1] / "MAML-k5-seed0.json"
-        content = json.loads(unit.read_text("utf-8")) | {"chosen": {"5": {"a": 3, "b": 1, "c": 1}}}
+        content = json.loads(unit.read_text("utf-8")) | {
+            "chosen": {"5": {"a": 3, "b": 1, "c": 1, "d": 0.9}}
+        }
         del content["scores"], content["trials"]
         unit.write_text(json.dumps(content), "utf-8")
     page = yaml.safe_load(tree.page.read_text("utf-8"))
-    grid = {"a,b": [[1, 0], [2, 1], [3, 2]], "c": [1, 2]}
+    grid = {
+        "a,b": [[1, 0], [2, 1], [3, 2]],
+        "c": [1, 2],
+        "d": {"low": 1e-6, "high": 1, "log": True},
+    }
     page["trained"]["rows"].append({"name": "MAML", "model": "MAML", "grid": grid})
     tree.page.write_text(yaml.safe_dump(page), "utf-8")
-    line = "- MAML: 3 trials; edges chosen: a = 3 in 2 of 2; best epoch near the cap in 1 of 2\n"
+    edges = "a = 3 in 2 of 2; d near 1 in 2 of 2"
+    line = f"- MAML: 3 trials; edges chosen: {edges}; best epoch near the cap in 1 of 2\n"
     assert line in tree.table()[1]
 
 
