@@ -15,6 +15,7 @@ import numpy as np
 
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import (
+    FAILED,
     GROUPS,
     Entry,
     RunFiles,
@@ -56,7 +57,8 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
             for k, e in sorted(by_k.items())
             for row in _compare(e, k, judging["protocol"], query)
         ]
-        sections.append(Section(judging, query, section, _absent(judging, file, by_k)))
+        section += _failed(root, judging, file, section, query)
+        sections.append(Section(judging, query, section, _absent(judging, file, section)))
         rows += section
     _adjust(rows)
     if all(row["seeds"] == 1 for row in rows):
@@ -128,15 +130,59 @@ def _primary(by_k: dict[int, list[Entry]]) -> str:
     return str(own.runs[0].result["query"])
 
 
-def _absent(
-    judging: dict[str, Any], file: dict[str, Any], by_k: dict[int, list[Entry]]
-) -> list[str]:
-    """The rows that the entry should have and that no k has for all splits."""
+def _wanted(judging: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """The rows that the entry should have."""
     wanted = [] if "groups" in judging else [row["name"] for row in file["rows"]]
     if judging.get("trained_from", judging["name"]):
         wanted += [row["name"] for row in file["trained"]["rows"]]
-    found = {entry.name for entries in by_k.values() for entry in entries}
-    return [name for name in wanted if name not in found]
+    return wanted
+
+
+def _absent(
+    judging: dict[str, Any], file: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> list[str]:
+    """The rows that the entry should have and that no k has for all splits, failed or not."""
+    found = {row["model"] for row in rows}
+    return [name for name in _wanted(judging, file) if name not in found]
+
+
+def _failed(
+    root: Path,
+    judging: dict[str, Any],
+    file: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    primary: str,
+) -> Iterator[dict[str, Any]]:
+    """A row without figures for each k of the entry's that a failed unit left out."""
+    lead = _lead({"metrics": {row["metric"] for row in rows}})
+    shots = sorted({row["k"] for row in rows})
+    there = {(row["model"], row["k"]) for row in rows}
+    wanted = _wanted(judging, file)
+    about = {key: rows[0][key] for key in ("dataset", "protocol", "order")}
+    for failure in _failures(root):
+        model = failure["row"]
+        if model not in wanted or judging["name"] not in failure["entries"]:
+            continue
+        for k in shots if failure["k"] is None else [failure["k"]]:
+            if (model, k) in there:
+                continue
+            there.add((model, k))
+            yield dict.fromkeys(rows[0]) | about | {
+                "split": "all", "k": k, "model": model, "group": failure["group"],
+                "seeds": len(seeds_of(file, model)), "metric": lead, "slice": primary,
+                "n_tasks": 0, "champion": False, "failed": failure["error"],
+            }  # fmt: skip
+
+
+def _failures(root: Path) -> Iterator[dict[str, Any]]:
+    """What failed units, and trials, say of themselves; a file of another kind says nothing."""
+    for path in sorted(root.rglob(f"*.json{FAILED}")):
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and {"row", "entries", "k", "group", "error"} <= found.keys():
+            yield found
 
 
 def _lead(result: dict[str, Any]) -> str:
@@ -378,6 +424,10 @@ def _markdown(
         if late:
             n = max(r["n_tasks"] for r in late)
             lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late, section.lead)]
+        failed = {r["model"]: r["failed"] for r in section.rows if "failed" in r}
+        if failed:
+            said = "; ".join(f"{model} ({error})" for model, error in failed.items())
+            lines += ["", f"Failed: {said}."]
         if section.absent:
             lines += ["", f"Not finished, so not shown: {', '.join(section.absent)}."]
     lines += ["", "## Settings, chosen on valid", "", *choices, ""]
@@ -402,8 +452,8 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
+    if row is None or "failed" in row:
+        return "" if row is None else "failed"
     text = f"{row['mean']:.3f}"
     if row["champion"]:
         text = f"**{text}**"

@@ -11,10 +11,10 @@ from typing import Any
 from recbole_meta.benchmark import Judging, Row, Search, Settings
 from recbole_meta.choice import choose_model
 from recbole_meta.data.prepare import sha256
-from recbole_meta.evaluation.entries import slug
+from recbole_meta.evaluation.entries import SEARCH, slug
 from recbole_meta.fitting import Metric, fit_learner, judge_recbole, valid_metric
 from recbole_meta.stage import load_stage
-from recbole_meta.study import Point, Study
+from recbole_meta.study import JOURNAL, Point, Study
 from recbole_meta.unit import Site
 
 
@@ -39,7 +39,7 @@ class Searches:
 
     def trials(self, row: Row, search: Search) -> list[Trial]:
         """All trials of a row; none without a choice."""
-        folder = self.site.folder / "search" / search.setting / slug(row.name)
+        folder = self.site.folder / SEARCH / search.setting / slug(row.name)
         if search.learns(row):
             name = self._study_name(row, search)
             return [Trial(folder / f"{name}-{i}.json", None, i) for i in range(search.trials)]
@@ -80,7 +80,7 @@ class Searches:
 
     def _ask(self, row: Row, search: Search, trial: Trial, metric: Metric) -> Point:
         """What the study says that the trial should try, told of the trials that are done."""
-        journal = trial.file.with_name(f"{self._study_name(row, search)}.journal")
+        journal = trial.file.with_name(self._study_name(row, search) + JOURNAL)
         study = Study(journal, row.grid, metric.bigger, self.site.benchmark.seed)
         done = {}
         for other in self.trials(row, search):

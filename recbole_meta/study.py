@@ -19,6 +19,7 @@ from filelock import FileLock
 from recbole_meta.errors import SettingError
 
 Point = dict[str, Any]  # name of the grid -> what is tried
+JOURNAL = ".journal"  # ending of its file, beside those of the trials
 _NAME = "trials"
 _AT_RANDOM = 5  # trials before the first that learns
 _NUMBER = "number"  # of a trial of ours, among Optuna's notes

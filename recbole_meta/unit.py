@@ -1,18 +1,24 @@
 """A unit of a benchmark's work: one file, made once, and the site where the units lie."""
 
 import json
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recbole_meta.benchmark import Benchmark, Judging, Row
+from recbole_meta.choice import choose_model
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
+from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.entries import FAILED, SEARCH
 from recbole_meta.tracking import write_atomically
 
-FAILED = ".failed"  # ending of the file beside a unit's that says why it failed
+_AGAIN = 5.0  # seconds until time is up again, where something kept the first exception
 
 
 class Site:
@@ -55,10 +61,17 @@ class Unit:
 
     file: Path
     row: Row
+    entries: tuple[str, ...]  # that lack the row where the unit fails
+    k: int | None  # at which; None: at all
     work: Callable[[], dict[str, Any] | None]
     made_by: Callable[[], dict[str, Any]]  # entries that the file has if today's settings made it
     agrees: Callable[[dict[str, Any]], bool]  # what the file's content says of data and seed
     needs: tuple[Path, ...] = ()  # files of units that come first
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """Units of one kind take about as long: the row's, judged or tried."""
+        return self.row.name, self.file.parent.parent.parent.name == SEARCH
 
     @property
     def failure(self) -> Path:
@@ -74,11 +87,68 @@ class Unit:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def fail(self) -> None:
-        """Write why it failed, inside of the ``except``."""
-        write_atomically(self.failure, traceback.format_exc().encode())
+    def fail(self, error: BaseException, minutes: float | None = None) -> None:
+        """Write why it failed; ``minutes``: it did not end in as many."""
+        content = {
+            "row": self.row.name,
+            "group": choose_model(self.row.model).group,
+            "entries": self.entries,
+            "k": self.k,
+            "error": traceback.format_exception_only(error)[-1].strip().splitlines()[-1],
+            "minutes": minutes,
+            "made_by": self.made_by(),
+            "traceback": "".join(traceback.format_exception(error)).splitlines(),
+        }
+        write_atomically(self.failure, (json.dumps(content, indent=1) + "\n").encode())
+
+    def has_failed(self, since: float, minutes: float | None) -> bool:
+        """Whether it failed since then, in whatever process, or did not end in these minutes or
+        more.
+        """
+        try:
+            if self.failure.stat().st_mtime >= since:
+                return True
+            found = json.loads(self.failure.read_text("utf-8"))
+            made_by = json.loads(json.dumps(self.made_by()))
+            capped = minutes is not None and found["minutes"] is not None
+            return capped and minutes <= found["minutes"] and found["made_by"] == made_by
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def said(self) -> str:
+        """What its failure says in short."""
+        return str(json.loads(self.failure.read_text("utf-8"))["error"])
 
 
-def last_line(file: Path) -> str:
-    """What a failure says in short."""
-    return file.read_text("utf-8").strip().splitlines()[-1]
+class TimeUp(BaseException):
+    """A unit took longer than it may; no ``except Exception`` on the way keeps it."""
+
+
+@contextmanager
+def time_cap(minutes: float | None) -> Iterator[None]:
+    """`TimeUp` is raised inside after as many minutes; None: never."""
+    if minutes is None:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeUp(f"It did not end in {minutes:g} minutes.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, _AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a cap that is none, or that cannot be kept here."""
+    if minutes is None:
+        return
+    if not 0 < minutes < float("inf"):
+        raise SettingError(f"'minutes' must be above 0, found {minutes}.")
+    main = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "setitimer") or not main:
+        raise SettingError("'minutes' needs the signals of Unix, and the main thread.")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,12 @@ from recbole_meta.cli import main
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
+from recbole_meta.progress import LOG, Log
 from recbole_meta.quick_start import run
 from recbole_meta.report import benchmark_table
 from recbole_meta.study import Study
 from recbole_meta.sweep import Sweep, run_benchmark
-from recbole_meta.unit import Site
+from recbole_meta.unit import Site, TimeUp, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12}
@@ -616,44 +618,138 @@ def test_a_unit_is_written_before_its_lock_is_let_go(
 # A sweep that is killed, by several processes.
 
 
-def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path, number: int):
+def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path, *more: str):
     code = "import sys\nfrom recbole_meta.cli import main\n"
     code += "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
     script = runs.parent / "start.py"
     script.write_text(code)
-    arguments = ["benchmark", file, "--processes", str(number), "--runs", str(runs)]
     paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
+    arguments = ["benchmark", file, "--runs", str(runs), *paths, *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as stream:
+    with open(log, "a") as stream:
         return subprocess.Popen(
-            [sys.executable, str(script), *arguments, *paths], stderr=stream, env=environment,
+            [sys.executable, str(script), *arguments], stderr=stream, env=environment,
             start_new_session=True,
         )  # fmt: skip
 
 
-def made(log: Path) -> list[str]:
-    """The units that processes say they finished."""
-    return re.findall(r" (\S+\.json): [\d.]+ s", log.read_text("utf-8"))
+def events(folder: Path) -> list[tuple[str, str]]:
+    return [(event["event"], event["unit"]) for event in Log(folder / LOG).events()]
 
 
-def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, prepared_path):
-    """The same files as of the sweep that one undisturbed process made; no unit is done twice."""
-    file, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
-    killed = spawn(file, runs, sample_path, prepared_path, tmp_path / "killed.log", 1)
-    deadline = time.monotonic() + 120
-    while not (runs.exists() and units_of(runs)) and time.monotonic() < deadline:
-        assert killed.poll() is None, (tmp_path / "killed.log").read_text()
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    before = units_of(runs / "small")
-    assert 0 < len(before) < N_UNITS, "it was not killed in the middle"
-    again = spawn(file, runs, sample_path, prepared_path, tmp_path / "again.log", 2)
-    assert again.wait(180) == 0, (tmp_path / "again.log").read_text()
-    assert units_of(runs / "small") == units_of(done)
-    assert results_of(runs / "small") == results_of(done)
-    finished = made(tmp_path / "again.log")
-    assert sorted(finished) == sorted(units_of(done).keys() - before.keys())
+def long(page: dict) -> dict:
+    """With a learner that trains, with two seeds."""
+    quick = {"epochs": 4, "stopping_step": 4, "embedding_size": 4, "train_batch_size": 8}
+    page["trained"]["rows"].append(
+        {"name": "MAML", "model": "MAML", "fixed": quick, "seeds": [3, 4],
+         "grid": {"inner_lr": [0.1, 0.2]}}
+    )  # fmt: skip
+    return page
+
+
+@pytest.mark.parametrize(
+    ("page", "processes"),
+    [(long(changed()), 2), pytest.param(long(tpe()), 1, marks=pytest.mark.slow)],
+    ids=["drawn by two", "learnt by one"],
+)
+def test_killed_three_times_and_started_again(
+    page, processes, tmp_path, sample_path, prepared_path
+):
+    """The files of a sweep that one undisturbed process made, and its table; nothing twice."""
+    file, folder, log = write(tmp_path, page), tmp_path / "runs" / "small", tmp_path / "log"
+    run_benchmark(file, str(sample_path), prepared_path, tmp_path / "whole")
+    start = (
+        file,
+        tmp_path / "runs",
+        sample_path,
+        prepared_path,
+        log,
+        "--processes",
+        str(processes),
+    )
+    for kind, number in (("start", 1), ("done", 3), ("done", 9)):
+        process, deadline = spawn(*start), time.monotonic() + 120
+        while sum(event == kind for event, _ in events(folder)) < number:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(units_of(folder)) < len(units_of(tmp_path / "whole")), "killed too late"
+    assert spawn(*start).wait(180) == 0, log.read_text()
+    assert units_of(folder) == units_of(tmp_path / "whole" / "small")
+    assert results_of(folder) == results_of(tmp_path / "whole" / "small")
+    tables = [
+        benchmark_table(file, tmp_path / runs, tmp_path / f"of_{runs}")
+        for runs in ("whole", "runs")
+    ]
+    for whole, again in zip(*tables, strict=True):
+        assert whole.read_bytes() == again.read_bytes()
+    said = events(folder)
+    for unit in units_of(folder):
+        mine = [event for event, of in said if of == unit and event != "waits"]
+        assert mine.count("done") <= 1 and mine[-1] in ("done", "start"), (unit, mine)
+        assert "start" not in mine[mine.index("done") :] if "done" in mine else True, (unit, mine)
+    begun = sum(event == "start" for event, _ in said) - sum(event == "waits" for event, _ in said)
+    assert len(units_of(folder)) <= begun <= len(units_of(folder)) + 3 * processes
+    assert re.search(r"\d+ units are missing, about \d+ s with \d process", log.read_text())
+
+
+# Bounds.
+
+
+def test_what_does_not_end_in_time_is_a_failed_row(tmp_path, sample_path, prepared_path):
+    page = changed(rows=PAGE["rows"][:1])
+    endless = {"name": "BPR", "model": "BPR", "fixed": {"epochs": 10**6, "stopping_step": 10**6}}
+    page["trained"]["rows"] = [endless]
+    page["settings"][0]["splits"] = [0]
+    file, folder = write(tmp_path, page), tmp_path / "runs" / "small"
+    paths = (str(sample_path), prepared_path, tmp_path / "runs")
+    for _ in range(2):
+        with pytest.raises(RecboleMetaError, match=r"1 units failed: time/0/BPR.*in 0\.05 min"):
+            run_benchmark(file, *paths, minutes=0.05)
+    said = events(folder)
+    assert said.count(("capped", "time/0/BPR-k2.json")) == 1, "it is not tried again"
+    assert said.count(("done", "time/0/Pop.json")) == 1
+    table, text = benchmark_table(file, tmp_path / "runs", tmp_path)
+    assert "| recbole | BPR |  | failed |" in text.read_text("utf-8")
+    row = json.loads(table.read_text("utf-8"))[-1]
+    assert row["failed"].endswith("TimeUp: It did not end in 0.05 minutes.") and row["k"] == 2
+    endless["fixed"]["epochs"] = 1
+    run_benchmark(write(tmp_path, page), *paths, minutes=0.05)
+    assert not (folder / "time" / "0" / "BPR-k2.json.failed").exists()
+
+
+def test_a_cap_that_was_raised_is_tried_again(tmp_path):
+    unit = Unit(tmp_path / "a" / "b" / "c.json", Row("Pop", "Pop", {}, {}, (3,)), ("a",), None,
+                dict, lambda: {"settings": {"x": 1}}, bool)  # fmt: skip
+    unit.file.parent.mkdir(parents=True)
+    unit.fail(TimeUp("late"), minutes=10)
+    later = time.time() + 60
+    assert unit.has_failed(since=0, minutes=20), "since the start"
+    assert unit.has_failed(later, minutes=10) and unit.has_failed(later, minutes=5)
+    assert not unit.has_failed(later, minutes=11) and not unit.has_failed(later, None)
+    other = replace(unit, made_by=lambda: {"settings": {"x": 2}})
+    assert not other.has_failed(later, minutes=10)
+    unit.fail(ValueError("bad"))
+    assert not unit.has_failed(later, minutes=10) and unit.said() == "ValueError: bad"
+
+
+def test_bounds_that_are_none(tmp_path):
+    file = write(tmp_path, PAGE)
+    for name, value in (("minutes", 0), ("minutes", float("nan")), ("memory", -1.0)):
+        with pytest.raises(SettingError, match=f"'{name}' must be above 0, found {value}"):
+            run_benchmark(file, **{name: value})
+
+
+def test_with_little_memory_one_unit_runs_at_a_time(tmp_path, sample_path, prepared_path):
+    page = changed(trained=PAGE["trained"] | {"rows": []})
+    file, log = write(tmp_path, page), tmp_path / "log"
+    bounds = ("--processes", "2", "--memory", "0.001")
+    process = spawn(file, tmp_path / "runs", sample_path, prepared_path, log, *bounds)
+    assert process.wait(180) == 0, log.read_text()
+    said = [event for event, _ in events(tmp_path / "runs" / "small")]
+    assert said == ["start", "done"] * 4
+    assert len({e["pid"] for e in Log(tmp_path / "runs" / "small" / LOG).events()}) <= 2
 
 
 def test_clean_leaves_nothing_of_a_sweep_and_all_that_is_not_of_it(done, tmp_path, capsys):

@@ -262,6 +262,41 @@ def test_a_row_that_lacks_a_split_is_named_and_not_shown(tree):
     assert "Not finished, so not shown: Other." in text
 
 
+def test_what_failed_is_a_row_that_says_so(tree):
+    """At the k of the unit, or at all; another entry's, a mended one's and old files' are none."""
+    tree.entry("time", [0])
+    tree.entry("other", [0])
+    for entry in ("time", "other"):
+        for k in (1, 5):
+            tree.run("Pop", spread(0.4, k), valid=0.5, k=k, entry=entry)
+    tree.run("EASE", spread(0.5, 1), valid=0.5, k=1)
+
+    def fail(place, row, group, error, k=None, entries=("time",)):
+        path = tree.root / "runs" / "made" / f"{place}.json.failed"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"row": row, "group": group, "error": error, "k": k, "entries": entries}
+        path.write_text(json.dumps(about), "utf-8")
+
+    fail("search/time/BPR/0", "BPR", "recbole", "TimeUp: It did not end in 10 minutes.")
+    fail("time/0/EASE-k5", "EASE", "recbole", "LinAlgError: Singular matrix", 5)
+    fail("time/0/Pop", "Pop", "floor", "ValueError: mended")
+    fail("other/0/Ridge", "Ridge", "ours", "ValueError: no", None, ["other"])
+    (tree.root / "runs/made/time/0/Fold.json.failed").write_text("Traceback, of old", "utf-8")
+    rows, text = tree.table()
+    failed = {(r["model"], r["k"], r["failed"]) for r in rows if "failed" in r}
+    late = "TimeUp: It did not end in 10 minutes."
+    assert failed == {("BPR", 1, late), ("BPR", 5, late), ("Ridge", 1, "ValueError: no"),
+                      ("EASE", 5, "LinAlgError: Singular matrix"),
+                      ("Ridge", 5, "ValueError: no")}  # fmt: skip
+    assert all(r["mean"] is r["p_floor"] is None for r in rows if "failed" in r)
+    time, other = text.split("\n## ")[1:3]
+    assert "| recbole | BPR | failed | failed |" in time and "| BPR |" not in other
+    assert re.search(r"\| recbole \| EASE \| [^|]*0\.\d+[^|]* \| failed \|", time)
+    assert f"Failed: BPR ({late}); EASE (LinAlgError: Singular matrix)." in time
+    assert "not shown: QueryPop, Fold, MAML, Ridge, Other." in time and "| Ridge |" not in time
+    assert "| ours | Ridge | failed | failed |" in other
+
+
 def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
     """``all`` asks for everything after the reserve, which ``time`` judged as a slice."""
     tree.entry("time", [0])

@@ -21,6 +21,8 @@ from recbole_meta.evaluation.significance import Interval, paired_gain
 from recbole_meta.settings import load_properties, load_yaml
 
 Values = dict[str, float]  # task -> value
+FAILED = ".failed"  # ending of the file beside a unit's that says why it failed
+SEARCH = "search"  # the folder of trials, beside those of the entries
 GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
 
 
