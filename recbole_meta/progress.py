@@ -11,7 +11,8 @@ LOG = "sweep.jsonl"  # below the benchmark's folder of runs
 
 
 class Log:
-    """Events of units, of all processes: ``start``, then ``done``, ``failed`` or ``capped``.
+    """Events of units, of all processes: ``start``, then ``done``, ``failed``, ``capped`` or, where
+    another must come first, ``waits``.
 
     A unit that was killed has a ``start`` and nothing more.
     """

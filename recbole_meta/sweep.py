@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recbole_meta.benchmark import Benchmark, read_benchmark
+from recbole_meta.benchmark import Benchmark, Search, read_benchmark
 from recbole_meta.choice import choose_model
 from recbole_meta.data.prepare import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
@@ -155,7 +155,7 @@ class Sweep:
                 with time_cap(self.limits.minutes):
                     content = unit.work()
                 if content is None:
-                    event = "waits"
+                    self.log.add("waits", name, **about)
                     return False
                 content["seconds"] = round(time.perf_counter() - start, 2)
                 write_atomically(unit.file, (json.dumps(content, indent=1) + "\n").encode())
@@ -198,19 +198,24 @@ class Sweep:
 
     def _trials(self) -> Iterator[Unit]:
         """Of the searches of the rows that train."""
-        b = self.benchmark
-        served = [judging for judging in b.settings if judging.trained_from is not None]
-        for row, search in itertools.product(b.trained_rows, b.searches):
+        for row, search in itertools.product(self.benchmark.trained_rows, self.benchmark.searches):
             for trial in self.searches.trials(row, search):
                 yield Unit(
                     trial.file,
                     row,
-                    tuple(j.name for j in served if b.search_of(j) == search),
+                    self._served(search),
                     None,
                     partial(self.searches.work, row, search, trial),
                     trial.made_by,
                     partial(self.searches.agrees, row, search),
                 )
+
+    def _served(self, search: Search) -> tuple[str, ...]:
+        """The entries whose rows that train need this search."""
+        b = self.benchmark
+        own = [j for j in b.settings if j.trained_from == j.name]
+        here = {judging.name for judging in own if b.search_of(judging) == search}
+        return tuple(judging.name for judging in b.settings if judging.trained_from in here)
 
     def _trained(self) -> Iterator[Unit]:
         """Of the rows that train, judged with the best of their search."""
