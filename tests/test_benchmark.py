@@ -719,6 +719,25 @@ def test_what_does_not_end_in_time_is_a_failed_row(tmp_path, sample_path, prepar
     assert not (folder / "time" / "0" / "BPR-k2.json.failed").exists()
 
 
+def test_a_trial_that_fails_fails_the_entries_that_read_its_row(
+    tmp_path, sample_path, prepared_path
+):
+    """Those whose runs its search chose, also where their own order has no search."""
+    page = changed()
+    more = {"protocol": "user_cold_curve", "splits": [0]}
+    other = CURVE | {"order": "random", "folds": 0}
+    page["settings"] += [
+        {"name": "read", "changed": other, "trained_from": "time", **more},
+        {"name": "none", "changed": CURVE, "trained_from": None, **more},
+    ]
+    benchmark = read_benchmark(write(tmp_path, page))
+    units = list(Sweep(Site(benchmark, str(sample_path), prepared_path, tmp_path)).units())
+    found = {unit.kind: unit.entries for unit in units if unit.row.name in ("EASE", "BPR")}
+    both = ("time", "read")
+    assert found == {("EASE", True): both, ("EASE", False): both, ("BPR", False): both}
+    assert {u.entries for u in units if u.row.name == "Pop"} == {("time",), ("read",), ("none",)}
+
+
 def test_a_cap_that_was_raised_is_tried_again(tmp_path):
     unit = Unit(tmp_path / "a" / "b" / "c.json", Row("Pop", "Pop", {}, {}, (3,)), ("a",), None,
                 dict, lambda: {"settings": {"x": 1}}, bool)  # fmt: skip
