@@ -26,11 +26,12 @@ from recbole_meta.benchmark import Judging, Row, read_benchmark
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.controls import CONTROLS, Control
+from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
 from recbole_meta.fitting import judge_learner, load_learner, valid_metric
 from recbole_meta.stage import load_stage
-from recbole_meta.sweep import Sweep, slug
+from recbole_meta.unit import Site
 
 STEPS = range(11)
 
@@ -38,12 +39,12 @@ STEPS = range(11)
 class Learner:
     """A trained learner of one split."""
 
-    def __init__(self, sweep: Sweep, judging: Judging, split: int, row: Row) -> None:
-        self.choice, self.prepared = choose_model(row.model), sweep.prepared(judging, split)
-        folder = sweep.folder / judging.name / str(split)
+    def __init__(self, site: Site, judging: Judging, split: int, row: Row) -> None:
+        self.choice, self.prepared = choose_model(row.model), site.prepared(judging, split)
+        folder = site.folder / judging.name / str(split)
         chosen = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))["chosen"]
         settings = next(iter(chosen.values()))  # one training for all k
-        seed = sweep.benchmark.seed
+        seed = site.benchmark.seed
         self.stage = load_stage(
             self.choice, self.prepared, "test", self.prepared.shots[0], seed, settings
         )
@@ -88,9 +89,9 @@ def pooled(learners: Sequence[Learner], k: int, **how: Any) -> Any:
     return np.array([np.mean(of_user[user]) for user in sorted(of_user)])
 
 
-def examine(sweep: Sweep, judging: Judging, row: Row) -> Iterator[dict[str, Any]]:
+def examine(site: Site, judging: Judging, row: Row) -> Iterator[dict[str, Any]]:
     """Every figure of one learner on one entry, over its splits."""
-    learners = [Learner(sweep, judging, split, row) for split in judging.splits]
+    learners = [Learner(site, judging, split, row) for split in judging.splits]
     about = {"entry": judging.name, "model": row.name, "metric": learners[0].metric}
     for k in learners[0].prepared.shots:
         if k == 0:  # nothing to adapt to
@@ -183,12 +184,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     benchmark = read_benchmark(options.benchmark)
-    sweep = Sweep(benchmark, options.data_path, options.prepared_path, Path(options.runs))
+    site = Site(benchmark, options.data_path, options.prepared_path, Path(options.runs))
     found = []
     for judging in benchmark.settings:
         for row in benchmark.trained_rows:
             if choose_model(row.model).ours and judging.trained_from == judging.name:
-                found += examine(sweep, judging, row)
+                found += examine(site, judging, row)
                 print(f"{judging.name}, {row.name}: done", flush=True)
     tested = {i: row["p"] for i, row in enumerate(found) if "p" in row}
     for i, p in holm(tested).items():

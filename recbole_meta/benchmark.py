@@ -1,9 +1,10 @@
 """A benchmark file: what is judged, which rows stand in the table, and what each row may try."""
 
 import itertools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import GROUPS, benchmark_page
 from recbole_meta.settings import Count, Size, read_settings
+from recbole_meta.study import check_optuna
 
 Settings = dict[str, Any]
 
@@ -34,6 +36,7 @@ class _TrainedPage:
 
     searches: tuple[dict[str, Any], ...]
     shots: tuple[Count, ...]
+    seeds: tuple[Count, ...]
     rows: tuple[dict[str, Any], ...]
 
 
@@ -51,12 +54,17 @@ class Judging:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a model, what is fixed, and the grid that is searched."""
+    """A row of the table: a model, what is fixed, and the grid that is searched.
+
+    'a,b': [[1, 2], [3, 4]] sets two settings together; 'a': {low: 1e-4, high: .1, log: true} is a
+    range, for a sampler that learns.
+    """
 
     name: str
     model: str
     fixed: dict[str, Any]
     grid: dict[str, Any]
+    seeds: tuple[Count, ...]  # that it is judged with, if it trains: the mean of each user
 
     def trials(self, number: int) -> list[Settings]:
         """At most ``number`` different settings, drawn once and for all without replacement."""
@@ -65,16 +73,32 @@ class Row:
         if len(points) > number:
             chosen = np.random.default_rng(0).choice(len(points), number, replace=False)
             points = [points[i] for i in sorted(chosen)]
-        return [self.fixed | _unfold(names, point) for point in points]
+        return [self.at(dict(zip(names, point, strict=True))) for point in points]
 
+    def at(self, point: Mapping[str, Any]) -> Settings:
+        """The settings at a point of the grid."""
+        settings = dict(self.fixed)
+        for name, value in point.items():
+            together = name.split(",")
+            settings |= dict(zip(together, value if len(together) > 1 else [value], strict=True))
+        return settings
 
-def _unfold(names: list[str], point: tuple[Any, ...]) -> Settings:
-    """'a,b': [1, 2] sets two settings together."""
-    settings: Settings = {}
-    for name, value in zip(names, point, strict=True):
-        together = name.split(",")
-        settings |= dict(zip(together, value if len(together) > 1 else [value], strict=True))
-    return settings
+    def has_more_than(self, number: int) -> bool:
+        """Whether the grid has more points than this; a range has."""
+        options = list(self.grid.values())
+        return bool(self.ranges()) or math.prod(map(len, options)) > number
+
+    def ranges(self) -> list[str]:
+        """The settings that are searched between two ends."""
+        return [name for name, options in self.grid.items() if isinstance(options, dict)]
+
+    def ends(self) -> "Row":
+        """The row with the ends of its ranges in their place."""
+        lists = {
+            name: [options["low"], options["high"]] if isinstance(options, dict) else options
+            for name, options in self.grid.items()
+        }
+        return replace(self, grid=lists)
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,20 @@ class Search:
     split: Count
     shots: Count
     trials: Size
+    sampler: Literal["drawn", "tpe"]  # points of the grid without replacement; by Optuna
+
+    def learns(self, row: Row) -> bool:
+        """Whether the row's trials depend on those before; not where the grid is tried whole."""
+        return self.sampler == "tpe" and row.has_more_than(self.trials)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range of a grid."""
+
+    low: int | float
+    high: int | float
+    log: bool
 
 
 @dataclass(frozen=True)
@@ -123,14 +161,15 @@ def read_benchmark(name: str) -> Benchmark:
     name, values = benchmark_page(name)
     where = f"Benchmark '{name}'"
     page = read_settings(_Page, values, where)
-    theirs = read_settings(_TrainedPage, page.trained, f"{where}, trained")
+    filled = {"seeds": [page.seed], **page.trained}
+    theirs = read_settings(_TrainedPage, filled, f"{where}, trained")
     benchmark = Benchmark(
         name, page.dataset, page.seed, page.trials,
         tuple(_judging(entry, where) for entry in page.settings),
-        tuple(_row(entry, f"{where}, rows") for entry in page.rows),
-        tuple(read_settings(Search, s, f"{where}, searches") for s in theirs.searches),
+        tuple(_row(entry, f"{where}, rows", (page.seed,)) for entry in page.rows),
+        tuple(_search(entry, f"{where}, searches") for entry in theirs.searches),
         theirs.shots,
-        tuple(_row(entry, f"{where}, trained rows") for entry in theirs.rows),
+        tuple(_row(entry, f"{where}, trained rows", theirs.seeds) for entry in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark
@@ -141,18 +180,41 @@ def _judging(entry: Mapping[str, Any], where: str) -> Judging:
     return read_settings(Judging, filled, f"{where}, settings")
 
 
-def _row(entry: Mapping[str, Any], where: str) -> Row:
-    row = read_settings(Row, {"fixed": {}, "grid": {}, **entry}, where)
-    for name, options in row.grid.items():
-        together = len(name.split(","))
-        if not isinstance(options, list) or not options:
-            wanted = "a list of values to try"
-        elif together > 1 and not all(isinstance(o, list) and len(o) == together for o in options):
-            wanted = f"a list of lists of {together} values"
-        else:
-            continue
-        raise SettingError(f"{where}: '{name}' of '{row.name}' must be {wanted}, found {options}.")
-    return row
+def _search(entry: Mapping[str, Any], where: str) -> Search:
+    return read_settings(Search, {"sampler": "drawn", **entry}, where)
+
+
+def _row(entry: Mapping[str, Any], where: str, seeds: tuple[int, ...]) -> Row:
+    row = read_settings(Row, {"fixed": {}, "grid": {}, "seeds": seeds, **entry}, where)
+    grid = {
+        name: _options(name, options, f"{where}: '{name}' of '{row.name}'")
+        for name, options in row.grid.items()
+    }
+    return replace(row, grid=grid)
+
+
+def _options(name: str, options: Any, where: str) -> Any:
+    """A list of values, or the ends of a range."""
+    together = len(name.split(","))
+    if isinstance(options, dict) and together == 1:
+        return _range(options, where)
+    if not isinstance(options, list) or not options:
+        wanted = "a list of values to try"
+    elif together > 1 and not all(isinstance(o, list) and len(o) == together for o in options):
+        wanted = f"a list of lists of {together} values"
+    else:
+        return options
+    raise SettingError(f"{where} must be {wanted}, found {options}.")
+
+
+def _range(options: dict[str, Any], where: str) -> dict[str, Any]:
+    found = read_settings(Range, {"log": False, **options}, where)
+    if type(found.low) is not type(found.high):
+        found = replace(found, low=float(found.low), high=float(found.high))
+    if found.low >= found.high or (found.log and found.low <= 0):
+        least = "0 < low < high" if found.log else "low < high"
+        raise SettingError(f"{where} must have {least}, found {options}.")
+    return asdict(found)
 
 
 def _check(b: Benchmark) -> None:
@@ -160,6 +222,8 @@ def _check(b: Benchmark) -> None:
     where = f"Benchmark '{b.name}'"
     if b.seed >= 2**32:
         raise SettingError(f"{where}: 'seed' must be below {2**32}, found {b.seed}.")
+    for row in (*b.rows, *b.trained_rows):
+        _check_seeds(row, f"{where}: 'seeds' of '{row.name}'")
     if not b.settings:
         raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
@@ -171,8 +235,19 @@ def _check(b: Benchmark) -> None:
     for name in (*sources, *(search.setting for search in b.searches)):
         if name not in entries:
             raise SettingError(f"{where} has no entry '{name}'. {nearest(name, entries)}")
-    searched = [(row, search.trials) for row in b.trained_rows for search in b.searches]
-    for row, number in (*((row, b.trials) for row in b.rows), *searched):
+    drawn = [(row, b.trials) for row in b.rows]
+    for row, search in itertools.product(b.trained_rows, b.searches):
+        if search.learns(row):
+            check_optuna()
+            _check_options(row)
+        else:
+            drawn.append((row, search.trials))
+    for row, number in drawn:
+        if row.ranges():
+            raise SettingError(
+                f"{where}: '{row.ranges()[0]}' of '{row.name}' is a range, which only a search of "
+                "'sampler: tpe' takes: list the values to try."
+            )
         for trial in row.trials(number):
             check_settings(choose_model(row.model), trial)
     for row in b.rows:
@@ -184,6 +259,26 @@ def _check(b: Benchmark) -> None:
         read_protocol(judging.protocol, **(judging.changed | {"split": search.split}))
     for judging in b.settings:
         _check_entry(b, judging)
+
+
+def _check_options(row: Row) -> None:
+    """Every option of a grid whose points are not known beforehand, and the ends of its ranges."""
+    grid = row.ends().grid
+    first = {name: options[0] for name, options in grid.items()}
+    for name, options in grid.items():
+        for option in options:
+            check_settings(choose_model(row.model), row.at(first | {name: option}))
+
+
+def _check_seeds(row: Row, where: str) -> None:
+    if not row.seeds or len(set(row.seeds)) < len(row.seeds):
+        raise SettingError(f"{where} must be different and at least one, found {list(row.seeds)}.")
+    if max(row.seeds) >= 2**32:
+        raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")
+    if len(row.seeds) > 1 and is_closed_form(choose_model(row.model)):
+        raise SettingError(
+            f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form."
+        )
 
 
 def _check_entry(b: Benchmark, judging: Judging) -> None:

@@ -159,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument(
+        "--minutes", type=float, default=None, help="a unit that takes longer is a failed row"
+    )
+    sub.add_argument(
+        "--memory", type=float, default=None, help="GB of all processes, else no unit is begun"
+    )
     sub.add_argument("--kept", default=None, help="a file of 'keep', whose units are done")
     sub.add_argument("--verbose", "-v", action="count", default=0, help=argparse.SUPPRESS)
     _add_data(sub)
@@ -422,8 +428,9 @@ def _benchmark(options: argparse.Namespace) -> None:
         root = Path(options.runs) / read_benchmark(options.name).name
         print(f"{put_back(Path(options.kept), root)} files put back")
     run_benchmark(
-        options.name, options.data_path, options.prepared_path, options.runs, options.processes
-    )
+        options.name, options.data_path, options.prepared_path, options.runs, options.processes,
+        options.minutes, options.memory,
+    )  # fmt: skip
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -550,6 +557,7 @@ def _clean(options: argparse.Namespace) -> None:
         _delete(found)
         for beside in [*root.rglob("*.json.lock"), *root.rglob("*.json.failed")]:
             locks += [beside] if not beside.with_suffix("").exists() else []
+        locks += [path for unit in units for path in _of_sweep(unit) if path.is_file()]
         _delete(locks)
         gone = [*runs, *units, *models, *locks]
         left = sorted({up for path in gone for up in path.parents}, reverse=True)
@@ -562,12 +570,24 @@ def _clean(options: argparse.Namespace) -> None:
         print("nothing to delete")
 
 
+def _of_sweep(unit: Path) -> Iterable[Path]:
+    """What a sweep keeps beside a unit, and what it says of all of them."""
+    from recbole_meta.progress import LOG
+    from recbole_meta.room import ROOM
+    from recbole_meta.study import JOURNAL
+
+    yield from unit.parent.glob(f"tpe-*{JOURNAL}*")
+    for root in unit.parents[2:4]:  # <entry>/<split>/<unit>, search/<entry>/<row>/<trial>
+        if (root / LOG).is_file():
+            yield from (root / LOG, *(root / ROOM).glob("*"))
+
+
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _is_trained(path: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import (
+    FAILED,
     GROUPS,
     Entry,
     RunFiles,
@@ -22,6 +23,7 @@ from recbole_meta.evaluation.entries import (
     benchmark_page,
     champion,
     paired,
+    seeds_of,
 )
 from recbole_meta.evaluation.metrics import SMALLER_IS_BETTER
 from recbole_meta.evaluation.significance import (
@@ -44,7 +46,7 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     rows: list[dict[str, Any]] = []
     sections = []
     for judging in file["settings"]:
-        by_k = _entries(root, judging)
+        by_k = _entries(root, judging, file)
         if not by_k:
             raise DataError(
                 f"{root / judging['name']}: no finished run. Run 'recbole-meta benchmark {name}'."
@@ -55,9 +57,13 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
             for k, e in sorted(by_k.items())
             for row in _compare(e, k, judging["protocol"], query)
         ]
-        sections.append(Section(judging, query, section, _absent(judging, file, by_k)))
+        section += _failed(root, judging, file, section, query)
+        sections.append(Section(judging, query, section, _absent(judging, file, section)))
         rows += section
     _adjust(rows)
+    if all(row["seeds"] == 1 for row in rows):
+        for row in rows:
+            del row["seeds"]
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "table.json", folder / "table.md"
@@ -101,15 +107,17 @@ def _unit(file: Path) -> dict[str, Any]:
     return unit
 
 
-def _entries(root: Path, judging: dict[str, Any]) -> dict[int, list[Entry]]:
-    """k -> the rows that have all splits."""
+def _entries(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dict[int, list[Entry]]:
+    """k -> the rows that have all splits with all seeds."""
     found: dict[tuple[int, str], list[RunFiles]] = {}
     for unit in _units(root, judging):
         for k, folder in unit["runs"].items():
-            found.setdefault((int(k), unit["row"]), []).append(RunFiles(root / folder))
+            run = RunFiles(root / folder)
+            if run.result.get("seed") in seeds_of(file, unit["row"]):
+                found.setdefault((int(k), unit["row"]), []).append(run)
     by_k: dict[int, list[Entry]] = {}
     for (k, row), runs in found.items():
-        if len(runs) == len(judging["splits"]):
+        if len(runs) == len(judging["splits"]) * len(seeds_of(file, row)):
             about = runs[0].result
             by_k.setdefault(k, []).append(Entry(row, about["group"], about["reads"], tuple(runs)))
     return by_k
@@ -122,15 +130,59 @@ def _primary(by_k: dict[int, list[Entry]]) -> str:
     return str(own.runs[0].result["query"])
 
 
-def _absent(
-    judging: dict[str, Any], file: dict[str, Any], by_k: dict[int, list[Entry]]
-) -> list[str]:
-    """The rows that the entry should have and that no k has for all splits."""
+def _wanted(judging: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """The rows that the entry should have."""
     wanted = [] if "groups" in judging else [row["name"] for row in file["rows"]]
     if judging.get("trained_from", judging["name"]):
         wanted += [row["name"] for row in file["trained"]["rows"]]
-    found = {entry.name for entries in by_k.values() for entry in entries}
-    return [name for name in wanted if name not in found]
+    return wanted
+
+
+def _absent(
+    judging: dict[str, Any], file: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> list[str]:
+    """The rows that the entry should have and that no k has for all splits, failed or not."""
+    found = {row["model"] for row in rows}
+    return [name for name in _wanted(judging, file) if name not in found]
+
+
+def _failed(
+    root: Path,
+    judging: dict[str, Any],
+    file: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    primary: str,
+) -> Iterator[dict[str, Any]]:
+    """A row without figures for each k of the entry's that a failed unit left out."""
+    lead = _lead({"metrics": {row["metric"] for row in rows}})
+    shots = sorted({row["k"] for row in rows})
+    there = {(row["model"], row["k"]) for row in rows}
+    wanted = _wanted(judging, file)
+    about = {key: rows[0][key] for key in ("dataset", "protocol", "order")}
+    for failure in _failures(root):
+        model = failure["row"]
+        if model not in wanted or judging["name"] not in failure["entries"]:
+            continue
+        for k in shots if failure["k"] is None else [failure["k"]]:
+            if (model, k) in there:
+                continue
+            there.add((model, k))
+            yield dict.fromkeys(rows[0]) | about | {
+                "split": "all", "k": k, "model": model, "group": failure["group"],
+                "seeds": len(seeds_of(file, model)), "metric": lead, "slice": primary,
+                "n_tasks": 0, "champion": False, "failed": failure["error"],
+            }  # fmt: skip
+
+
+def _failures(root: Path) -> Iterator[dict[str, Any]]:
+    """What failed units, and trials, say of themselves; a file of another kind says nothing."""
+    for path in sorted(root.rglob(f"*.json{FAILED}")):
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and {"row", "entries", "k", "group", "error"} <= found.keys():
+            yield found
 
 
 def _lead(result: dict[str, Any]) -> str:
@@ -155,7 +207,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
             row = {
                 "dataset": about["dataset"], "protocol": protocol, "order": about["order"],
                 "split": split, "k": k, "model": entry.name, "group": entry.group,
-                "reads": entry.reads, "metric": metric, "slice": query,
+                "reads": entry.reads, "seeds": entry.n_seeds, "metric": metric, "slice": query,
                 "mean": _round(interval.mean), "low": _round(interval.low),
                 "high": _round(interval.high), "n_tasks": len(values),
                 "gain_over_floor": None, "gain_low": None, "gain_high": None,
@@ -200,9 +252,10 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
         for metric in metrics:
             if values := entry.values(query, metric):
                 yield query, metric, "all", values
-    if len(entry.runs) > 1:
-        for run in entry.runs:
-            yield primary, lead, str(run.result["split"]), run.values(primary, lead)
+    splits = entry.of_splits()
+    if len(splits) > 1:
+        for number, split in splits.items():
+            yield primary, lead, str(number), split.values(primary, lead)
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
@@ -226,7 +279,8 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
     for row in (*file["rows"], *file["trained"]["rows"]):
         mine = [unit for unit in units if unit["row"] == row["name"]]
         if "grid" in row and mine:
-            points = math.prod(len(options) for options in row["grid"].values())
+            lists = [options for options in row["grid"].values() if isinstance(options, list)]
+            points = math.prod(map(len, lists)) if len(lists) == len(row["grid"]) else math.inf
             tried = len(mine[0].get("trials", [])) or min(
                 points, file["trained"]["searches"][0]["trials"]
             )
@@ -237,15 +291,22 @@ def _choices(root: Path, file: dict[str, Any]) -> list[str]:
                 if k != "0"  # without support most settings change nothing
             ]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
+            seeds = len(seeds_of(file, row["name"]))
+            mean = f"; the mean of each user over {seeds} seeds" if seeds > 1 else ""
             lines.append(
-                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}"
+                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}{mean}"
             )
     return lines
 
 
 def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The ends of numeric grids of three values or more that over a third of the choices sit on."""
+    """The ends of numeric grids of three values or more that over a third of the choices sit on,
+    and those of ranges that they lie beside: within a twentieth of the range.
+    """
     for names, options in grid.items():
+        if isinstance(options, dict):
+            yield from _ends(names, options, [settings[names] for settings in chosen])
+            continue
         together = names.split(",")
         columns = zip(*options, strict=True) if len(together) > 1 else [options]
         for name, column in zip(together, columns, strict=True):
@@ -256,6 +317,18 @@ def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[s
                 hits = sum(settings[name] == edge for settings in chosen)
                 if 3 * hits > len(chosen):
                     yield f"{name} = {edge} in {hits} of {len(chosen)}"
+
+
+def _ends(name: str, options: dict[str, Any], chosen: Sequence[float]) -> Iterator[str]:
+    scale = math.log if options.get("log") else float
+    low, high = scale(options["low"]), scale(options["high"])
+    places = [(scale(value) - low) / (high - low) for value in chosen]
+    for end, hits in (
+        ("low", sum(place < 0.05 for place in places)),
+        ("high", sum(place > 0.95 for place in places)),
+    ):
+        if 3 * hits > len(chosen):
+            yield f"{name} near {options[end]} in {hits} of {len(chosen)}"
 
 
 def _capped(root: Path, units: Sequence[dict[str, Any]]) -> str:
@@ -351,6 +424,10 @@ def _markdown(
         if late:
             n = max(r["n_tasks"] for r in late)
             lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late, section.lead)]
+        failed = {r["model"]: r["failed"] for r in section.rows if "failed" in r}
+        if failed:
+            said = "; ".join(f"{model} ({error})" for model, error in failed.items())
+            lines += ["", f"Failed: {said}."]
         if section.absent:
             lines += ["", f"Not finished, so not shown: {', '.join(section.absent)}."]
     lines += ["", "## Settings, chosen on valid", "", *choices, ""]
@@ -375,8 +452,8 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
+    if row is None or "failed" in row:
+        return "" if row is None else "failed"
     text = f"{row['mean']:.3f}"
     if row["champion"]:
         text = f"**{text}**"

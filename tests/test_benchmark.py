@@ -10,21 +10,29 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import yaml
 from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from recbole_meta import sweep
+from recbole_meta import judging, search, sweep
 from recbole_meta.benchmark import Row, read_benchmark
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
+from recbole_meta.progress import LOG, Log
 from recbole_meta.quick_start import run
 from recbole_meta.report import benchmark_table
+from recbole_meta.study import Study
 from recbole_meta.sweep import Sweep, run_benchmark
+from recbole_meta.unit import Site, TimeUp, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE = {"shots": [0, 2], "reserve": 4, "horizon": 5, "eligible": 12}
@@ -127,7 +135,28 @@ def one(kind: str, **entries) -> dict:
     return page
 
 
+def tpe(**grid) -> dict:
+    """The page with a search that learns, of EASE's weight in this grid."""
+    page = one("search", sampler="tpe", trials=6)
+    page["trained"]["rows"][0]["grid"] = grid or {
+        "reg_weight": {"low": 1, "high": 1e3, "log": True}
+    }
+    return page
+
+
 BAD = [
+    (one("search", sampler="tpo"), "'sampler' is 'tpo'. Did you mean 'tpe'"),
+    (tpe(reg_weight={"low": 1.0}), "'reg_weight' of 'EASE': missing setting 'high'"),
+    (tpe(reg_weight={"low": 1, "high": 1.0}), "must have low < high, found"),
+    (tpe(reg_weight={"low": 0, "high": 1, "log": True}), "must have 0 < low < high"),
+    (tpe(reg_weight={"low": -1.0, "high": 1.0}), "'reg_weight' must be at least 0, found -1.0"),
+    (tpe(reg_weight=[*range(9), "big"]), "'reg_weight' must be of type float"),
+    (tpe(reg_wight={"low": 1, "high": 2}), "Did you mean 'reg_weight'"),
+    (
+        one("trained", grid={"reg_weight": {"low": 1, "high": 2}}),
+        "'reg_weight' of 'EASE' is a range",
+    ),
+    (one("row", grid={"noise": {"low": 1, "high": 2}}), "'noise' of 'Pop' is a range"),
     (one("row", model="Popp"), "Did you mean 'Pop'"),
     (one("row", grids={}), "unknown setting 'grids'. Did you mean 'grid'"),
     (one("row", name="EASE"), "has 'EASE' twice"),
@@ -156,6 +185,11 @@ BAD = [
     (changed(trained=None), "'trained' must be 'name: value' pairs, found None"),
     (changed(trained={"shots": [2], "rows": []}), "trained: missing setting 'searches'"),
     (changed(trained=PAGE["trained"] | {"shots": 2}), "'shots' must be a list, found 2"),
+    (one("row", seeds=[3, 4]), "'seeds' of 'Pop' must be one, found [3, 4]: Pop is a closed form"),
+    (one("trained", seeds=[3, 4]), "'seeds' of 'EASE' must be one, found [3, 4]: EASE is a clos"),
+    (one("trained", seeds=[3, 3]), "'seeds' of 'EASE' must be different and at least one"),
+    (changed(trained=PAGE["trained"] | {"seeds": []}), "at least one, found []"),
+    (one("trained", seeds=[2**32]), f"must be below {2**32}, found {2**32}"),
     (one("search", trials=0), "searches: 'trials' must be at least 1, found 0"),
     (one("search", split=9), "'split' must be below folds"),
     (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
@@ -196,15 +230,15 @@ def test_unknown_files_data_and_folders(tmp_path, sample_path, prepared_path):
 
 def test_trials_are_drawn_without_replacement_and_every_time_the_same():
     grid = {"a,b": [[1, 10], [2, 20], [3, 30]], "c": list(range(8))}
-    row = Row("name", "model", {"d": "fixed"}, grid)
+    row = Row("name", "model", {"d": "fixed"}, grid, (3,))
     assert len(row.trials(100)) == 24, "a small grid is tried whole"
     drawn = row.trials(10)
-    assert drawn == Row("other", "model", {"d": "fixed"}, dict(grid)).trials(10)
+    assert drawn == Row("other", "model", {"d": "fixed"}, dict(grid), (4,)).trials(10)
     keys = {(t["a"], t["b"], t["c"]) for t in drawn}
     assert len(keys) == 10 and all(b == 10 * a and c in range(8) for a, b, c in keys)
     assert all(list(t) == ["d", "a", "b", "c"] and t["d"] == "fixed" for t in drawn)
     assert keys != {(t["a"], t["b"], t["c"]) for t in row.trials(24)[:10]}, "drawn, not the first"
-    assert Row("name", "model", {"d": 1}, {}).trials(30) == [{"d": 1}]
+    assert Row("name", "model", {"d": 1}, {}, (3,)).trials(30) == [{"d": 1}]
 
 
 # The sweep.
@@ -227,7 +261,10 @@ def test_the_best_trial_on_valid_is_tested_for_each_k(done):
     for split in (0, 1):
         unit = units_of(done)[f"time/{split}/PriorRidge~QueryPop.json"]
         page = PAGE["rows"][1]
-        assert unit["trials"] == Row(**page).trials(PAGE["trials"]) and len(unit["trials"]) == 3
+        assert (
+            unit["trials"] == Row(**page, seeds=(3,)).trials(PAGE["trials"])
+            and len(unit["trials"]) == 3
+        )
         for k, folder in unit["runs"].items():
             scores = [trial[k] for trial in unit["scores"]]
             best = unit["trials"][int(np.argmax(scores))]
@@ -279,9 +316,9 @@ def test_a_row_is_what_the_runner_gives_for_its_settings(
 
 
 def test_what_is_done_is_not_done_again(done, go, monkeypatch):
-    monkeypatch.setattr(sweep, "fit_learner", None)
-    monkeypatch.setattr(sweep, "judge_recbole", None)
-    monkeypatch.setattr(sweep, "load_stage", None)
+    for module in (judging, search):
+        for name in ("fit_learner", "judge_recbole", "load_stage"):
+            monkeypatch.setattr(module, name, None)
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     go(str(done.parents[1] / "small.yaml"), done.parent)
     after = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
@@ -299,7 +336,7 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
         {"name": "D", "model": "EpisodicRidge"},
     ]
     seen: dict[str, set] = {}
-    plain = sweep.fit_learner
+    plain = judging.fit_learner
 
     def fit(choice, stage, *, config):
         read = {key: config[key] for key in ("eval_batch_size", "noise", "base", "base_weight")}
@@ -308,7 +345,7 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
         seen.setdefault(key, set()).add((*read.values(), batch, config["model"]))
         return plain(choice, stage, config=config)
 
-    monkeypatch.setattr(sweep, "fit_learner", fit)
+    monkeypatch.setattr(judging, "fit_learner", fit)
     found, spied = [], []
     for name, ordered in (("up", rows), ("down", rows[::-1])):
         page = changed(rows=ordered, trained=PAGE["trained"] | {"rows": []})
@@ -341,6 +378,29 @@ def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog)
     assert again == ["time/0/PriorRidge~QueryPop.json", "time/1/PriorRidge~QueryPop.json"]
 
 
+def test_another_seed_is_run_and_what_is_there_is_not(done, tmp_path, go, caplog):
+    """Its runs are what the runner gives for that seed; the table has each user's mean."""
+    shutil.copytree(done.parent, tmp_path / "runs")
+    page = changed()
+    page["trained"]["rows"][1]["seeds"] = [3, 5]
+    file, folder = write(tmp_path, page), tmp_path / "runs" / "small"
+    with caplog.at_level("INFO", logger="recbole_meta.sweep"):
+        go(file, tmp_path / "runs")
+    again = re.findall(r"(\S+\.json): [\d.]+ s", caplog.text)
+    assert again == ["time/0/BPR-k2-seed5.json", "time/1/BPR-k2-seed5.json"]
+    units, results = units_of(folder), results_of(folder)
+    assert {name: units[name] for name in units_of(done)} == units_of(done)
+    first, second = (results[units[f"time/0/{n}.json"]["runs"]["2"]] for n in (
+        "BPR-k2", "BPR-k2-seed5"))  # fmt: skip
+    assert (first[0]["seed"], second[0]["seed"]) == (3, 5)
+    assert first[0]["metrics"] != second[0]["metrics"] and first[1] != second[1]
+    rows = json.loads(benchmark_table(file, tmp_path / "runs", tmp_path)[0].read_text("utf-8"))
+    wanted = {"model": "BPR", "split": "0", "slice": "rows_5_9", "metric": "ndcg@10"}
+    (row,) = [row for row in rows if wanted.items() <= row.items()]
+    both = [result["metrics"]["ndcg@10"] for result, _ in (first, second)]
+    assert row["mean"] == pytest.approx(np.mean(both), abs=5e-5) and row["seeds"] == 2
+
+
 @pytest.mark.parametrize("damage", ["half a unit", "no tasks", "another seed", "changed settings"])
 def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
     shutil.copytree(done.parent, tmp_path / "runs")
@@ -361,6 +421,94 @@ def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
     go(str(done.parents[1] / "small.yaml"), tmp_path / "runs")
     assert units_of(folder) == units_of(done) and results_of(folder) == results_of(done)
     assert (folder / "time" / "1" / "Pop.json").stat().st_mtime_ns == other
+
+
+# A search that learns.
+
+
+def trials_of(folder: Path) -> list[dict]:
+    """By their numbers, without the seconds."""
+    found = [json.loads(f.read_text("utf-8")) for f in folder.glob("search/time/EASE/*.json")]
+    found.sort(key=lambda trial: trial["number"])
+    return [{k: v for k, v in trial.items() if k != "seconds"} for trial in found]
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, sample_path, prepared_path) -> Path:
+    """The folder of a sweep whose search learns; never written to by a test."""
+    folder = tmp_path_factory.mktemp("learnt")
+    run_benchmark(write(folder, tpe()), str(sample_path), prepared_path, folder / "runs")
+    return folder / "runs" / "small"
+
+
+def test_a_search_that_learns_tries_a_range_and_tests_the_best(learnt):
+    trials = trials_of(learnt)
+    weights = [trial["settings"]["reg_weight"] for trial in trials]
+    assert [trial["number"] for trial in trials] == list(range(6)) and len(set(weights)) == 6
+    assert all(1 <= weight <= 1000 for weight in weights)
+    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    assert units_of(learnt)["time/1/EASE-k2.json"]["chosen"] == {"2": best["settings"]}
+
+
+def test_a_killed_trial_is_run_again_with_the_same_settings(
+    learnt, tmp_path, sample_path, prepared_path, go, monkeypatch
+):
+    """Wherever the kill was: before the file, after it, in the journal's line; or all is lost."""
+    file, folder = str(learnt.parents[1] / "small.yaml"), tmp_path / "small"
+    plain, left = search.judge_recbole, [0]
+
+    def dying(*arguments, **more):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(search, "judge_recbole", dying)
+    for damage, done in (("none", 2), ("half a line", 3), ("no journal", 4)):
+        left[0] = done - len(trials_of(folder))
+        journals = [*folder.glob("search/time/EASE/*.journal")]
+        if damage == "half a line":
+            with open(journals[0], "a") as stream:
+                stream.write('{"op_code": 4, "wor')
+        elif damage == "no journal":
+            journals[0].unlink()
+        with pytest.raises(KeyboardInterrupt):
+            go(file, tmp_path)
+        assert trials_of(folder) == trials_of(learnt)[:done], damage
+    next(folder.glob("search/time/EASE/*-1.json")).write_text('{"number": 1, "se')
+    monkeypatch.setattr(search, "judge_recbole", plain)
+    go(file, tmp_path)
+    assert trials_of(folder) == trials_of(learnt)
+    assert units_of(folder) == units_of(learnt) and results_of(folder) == results_of(learnt)
+
+
+def test_the_trials_of_a_study_are_those_asked_for(tmp_path):
+    """Two processes hold trials at once: each is another point, told once, and stays as it is."""
+    grid = {"a,b": [[1, 10], [2, 20], [3, 30]], "c": {"low": 1, "high": 64, "log": True}}
+    study = Study(tmp_path / "s.journal", grid, bigger=False, seed=3)
+    points = [study.ask(number, {}) for number in range(4)]
+    assert all(point["a,b"] in grid["a,b"] and 1 <= point["c"] <= 64 for point in points)
+    assert all(type(point["c"]) is int for point in points)
+    done = {number: (point, float(point["c"])) for number, point in enumerate(points)}
+    other = Study(tmp_path / "s.journal", grid, bigger=False, seed=3)
+    assert [other.ask(number, done) for number in range(4)] == points
+    for number in range(4, 30):
+        point = other.ask(number, done)
+        done[number] = (point, point["c"] + point["a,b"][0])
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    trials = optuna.load_study(study_name="trials", storage=storage).get_trials()
+    assert [trial.user_attrs["number"] for trial in trials] == list(range(30))
+    assert [trial.value for trial in trials[:29]] == [done[n][1] for n in range(29)]
+    assert [trial.params["c"] for trial in trials] == [done[n][0]["c"] for n in range(30)]
+    values = [value for _, value in done.values()]
+    assert np.mean(values[20:]) < np.mean(values[:5]), "it has learnt where small values are"
+
+
+def test_optuna_is_named_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SettingError, match=r"needs Optuna: pip install .*\[search\]"):
+        read_benchmark(write(tmp_path, tpe()))
+    assert read_benchmark(write(tmp_path, PAGE)).searches[0].sampler == "drawn"
 
 
 # A unit that fails.
@@ -414,7 +562,7 @@ def test_a_failure_is_recorded_and_stops_only_what_needs_it(tmp_path, go, caplog
 def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monkeypatch):
     """And is not done again and again."""
     page = changed(rows=PAGE["rows"][:1], trained=PAGE["trained"] | {"rows": []})
-    monkeypatch.setattr(Sweep, "_runs_agree", lambda *arguments: False)
+    monkeypatch.setattr(RowJudge, "agrees", lambda *arguments: False)
     with pytest.raises(RecboleMetaError, match=r"2 units failed: time/0/Pop.json \(.*not agree"):
         go(write(tmp_path, page), tmp_path / "runs")
 
@@ -435,13 +583,13 @@ def test_what_another_process_did_or_saw_fail_is_left_to_it(
     page = changed(rows=failing()["rows"][:2], trained=PAGE["trained"] | {"rows": []})
     benchmark, start = read_benchmark(write(tmp_path, page)), time.time()
     two = [
-        Sweep(benchmark, str(sample_path), prepared_path, tmp_path / "runs", start)
+        Sweep(Site(benchmark, str(sample_path), prepared_path, tmp_path / "runs"), start)
         for _ in range(2)
     ]
     before = two[1]._open()
     assert len(before) == 4
     two[0].run()
-    monkeypatch.setattr(sweep, "fit_learner", None)
+    monkeypatch.setattr(judging, "fit_learner", None)
     assert not any(two[1]._try(unit) for unit in before), "seen as missing, done meanwhile"
     two[1].run()
     with pytest.raises(RecboleMetaError, match="2 units failed"):
@@ -470,44 +618,157 @@ def test_a_unit_is_written_before_its_lock_is_let_go(
 # A sweep that is killed, by several processes.
 
 
-def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path, number: int):
+def spawn(file: str, runs: Path, sample_path: Path, prepared_path: str, log: Path, *more: str):
     code = "import sys\nfrom recbole_meta.cli import main\n"
     code += "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
     script = runs.parent / "start.py"
     script.write_text(code)
-    arguments = ["benchmark", file, "--processes", str(number), "--runs", str(runs)]
     paths = ["--data_path", str(sample_path), "--prepared_path", prepared_path]
+    arguments = ["benchmark", file, "--runs", str(runs), *paths, *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as stream:
+    with open(log, "a") as stream:
         return subprocess.Popen(
-            [sys.executable, str(script), *arguments, *paths], stderr=stream, env=environment,
+            [sys.executable, str(script), *arguments], stderr=stream, env=environment,
             start_new_session=True,
         )  # fmt: skip
 
 
-def made(log: Path) -> list[str]:
-    """The units that processes say they finished."""
-    return re.findall(r" (\S+\.json): [\d.]+ s", log.read_text("utf-8"))
+def events(folder: Path) -> list[tuple[str, str]]:
+    return [(event["event"], event["unit"]) for event in Log(folder / LOG).events()]
 
 
-def test_killed_and_started_again_by_two_processes(done, tmp_path, sample_path, prepared_path):
-    """The same files as of the sweep that one undisturbed process made; no unit is done twice."""
-    file, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
-    killed = spawn(file, runs, sample_path, prepared_path, tmp_path / "killed.log", 1)
-    deadline = time.monotonic() + 120
-    while not (runs.exists() and units_of(runs)) and time.monotonic() < deadline:
-        assert killed.poll() is None, (tmp_path / "killed.log").read_text()
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    before = units_of(runs / "small")
-    assert 0 < len(before) < N_UNITS, "it was not killed in the middle"
-    again = spawn(file, runs, sample_path, prepared_path, tmp_path / "again.log", 2)
-    assert again.wait(180) == 0, (tmp_path / "again.log").read_text()
-    assert units_of(runs / "small") == units_of(done)
-    assert results_of(runs / "small") == results_of(done)
-    finished = made(tmp_path / "again.log")
-    assert sorted(finished) == sorted(units_of(done).keys() - before.keys())
+def long(page: dict) -> dict:
+    """With a learner that trains, with two seeds."""
+    quick = {"epochs": 4, "stopping_step": 4, "embedding_size": 4, "train_batch_size": 8}
+    page["trained"]["rows"].append(
+        {"name": "MAML", "model": "MAML", "fixed": quick, "seeds": [3, 4],
+         "grid": {"inner_lr": [0.1, 0.2]}}
+    )  # fmt: skip
+    return page
+
+
+@pytest.mark.parametrize(
+    ("page", "processes"),
+    [(long(changed()), 2), pytest.param(long(tpe()), 1, marks=pytest.mark.slow)],
+    ids=["drawn by two", "learnt by one"],
+)
+def test_killed_three_times_and_started_again(
+    page, processes, tmp_path, sample_path, prepared_path
+):
+    """The files of a sweep that one undisturbed process made, and its table; nothing twice."""
+    file, folder, log = write(tmp_path, page), tmp_path / "runs" / "small", tmp_path / "log"
+    run_benchmark(file, str(sample_path), prepared_path, tmp_path / "whole")
+    start = (
+        file,
+        tmp_path / "runs",
+        sample_path,
+        prepared_path,
+        log,
+        "--processes",
+        str(processes),
+    )
+    for kind, number in (("start", 1), ("done", 3), ("done", 9)):
+        process, deadline = spawn(*start), time.monotonic() + 120
+        while sum(event == kind for event, _ in events(folder)) < number:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(units_of(folder)) < len(units_of(tmp_path / "whole")), "killed too late"
+    assert spawn(*start).wait(180) == 0, log.read_text()
+    assert units_of(folder) == units_of(tmp_path / "whole" / "small")
+    assert results_of(folder) == results_of(tmp_path / "whole" / "small")
+    tables = [
+        benchmark_table(file, tmp_path / runs, tmp_path / f"of_{runs}")
+        for runs in ("whole", "runs")
+    ]
+    for whole, again in zip(*tables, strict=True):
+        assert whole.read_bytes() == again.read_bytes()
+    said = events(folder)
+    for unit in units_of(folder):
+        mine = [event for event, of in said if of == unit and event != "waits"]
+        assert mine.count("done") <= 1 and mine[-1] in ("done", "start"), (unit, mine)
+        assert "start" not in mine[mine.index("done") :] if "done" in mine else True, (unit, mine)
+    begun = sum(event == "start" for event, _ in said) - sum(event == "waits" for event, _ in said)
+    assert len(units_of(folder)) <= begun <= len(units_of(folder)) + 3 * processes
+    assert re.search(r"\d+ units are missing, about \d+ s with \d process", log.read_text())
+
+
+# Bounds.
+
+
+def test_what_does_not_end_in_time_is_a_failed_row(tmp_path, sample_path, prepared_path):
+    page = changed(rows=PAGE["rows"][:1])
+    endless = {"name": "BPR", "model": "BPR", "fixed": {"epochs": 10**6, "stopping_step": 10**6}}
+    page["trained"]["rows"] = [endless]
+    page["settings"][0]["splits"] = [0]
+    file, folder = write(tmp_path, page), tmp_path / "runs" / "small"
+    paths = (str(sample_path), prepared_path, tmp_path / "runs")
+    for _ in range(2):
+        with pytest.raises(RecboleMetaError, match=r"1 units failed: time/0/BPR.*in 0\.05 min"):
+            run_benchmark(file, *paths, minutes=0.05)
+    said = events(folder)
+    assert said.count(("capped", "time/0/BPR-k2.json")) == 1, "it is not tried again"
+    assert said.count(("done", "time/0/Pop.json")) == 1
+    table, text = benchmark_table(file, tmp_path / "runs", tmp_path)
+    assert "| recbole | BPR |  | failed |" in text.read_text("utf-8")
+    row = json.loads(table.read_text("utf-8"))[-1]
+    assert row["failed"].endswith("TimeUp: It did not end in 0.05 minutes.") and row["k"] == 2
+    endless["fixed"]["epochs"] = 1
+    run_benchmark(write(tmp_path, page), *paths, minutes=0.05)
+    assert not (folder / "time" / "0" / "BPR-k2.json.failed").exists()
+
+
+def test_a_trial_that_fails_fails_the_entries_that_read_its_row(
+    tmp_path, sample_path, prepared_path
+):
+    """Those whose runs its search chose, also where their own order has no search."""
+    page = changed()
+    more = {"protocol": "user_cold_curve", "splits": [0]}
+    other = CURVE | {"order": "random", "folds": 0}
+    page["settings"] += [
+        {"name": "read", "changed": other, "trained_from": "time", **more},
+        {"name": "none", "changed": CURVE, "trained_from": None, **more},
+    ]
+    benchmark = read_benchmark(write(tmp_path, page))
+    units = list(Sweep(Site(benchmark, str(sample_path), prepared_path, tmp_path)).units())
+    found = {unit.kind: unit.entries for unit in units if unit.row.name in ("EASE", "BPR")}
+    both = ("time", "read")
+    assert found == {("EASE", True): both, ("EASE", False): both, ("BPR", False): both}
+    assert {u.entries for u in units if u.row.name == "Pop"} == {("time",), ("read",), ("none",)}
+
+
+def test_a_cap_that_was_raised_is_tried_again(tmp_path):
+    unit = Unit(tmp_path / "a" / "b" / "c.json", Row("Pop", "Pop", {}, {}, (3,)), ("a",), None,
+                dict, lambda: {"settings": {"x": 1}}, bool)  # fmt: skip
+    unit.file.parent.mkdir(parents=True)
+    unit.fail(TimeUp("late"), minutes=10)
+    later = time.time() + 60
+    assert unit.has_failed(since=0, minutes=20), "since the start"
+    assert unit.has_failed(later, minutes=10) and unit.has_failed(later, minutes=5)
+    assert not unit.has_failed(later, minutes=11) and not unit.has_failed(later, None)
+    other = replace(unit, made_by=lambda: {"settings": {"x": 2}})
+    assert not other.has_failed(later, minutes=10)
+    unit.fail(ValueError("bad"))
+    assert not unit.has_failed(later, minutes=10) and unit.said() == "ValueError: bad"
+
+
+def test_bounds_that_are_none(tmp_path):
+    file = write(tmp_path, PAGE)
+    for name, value in (("minutes", 0), ("minutes", float("nan")), ("memory", -1.0)):
+        with pytest.raises(SettingError, match=f"'{name}' must be above 0, found {value}"):
+            run_benchmark(file, **{name: value})
+
+
+def test_with_little_memory_one_unit_runs_at_a_time(tmp_path, sample_path, prepared_path):
+    page = changed(trained=PAGE["trained"] | {"rows": []})
+    file, log = write(tmp_path, page), tmp_path / "log"
+    bounds = ("--processes", "2", "--memory", "0.001")
+    process = spawn(file, tmp_path / "runs", sample_path, prepared_path, log, *bounds)
+    assert process.wait(180) == 0, log.read_text()
+    said = [event for event, _ in events(tmp_path / "runs" / "small")]
+    assert said == ["start", "done"] * 4
+    assert len({e["pid"] for e in Log(tmp_path / "runs" / "small" / LOG).events()}) <= 2
 
 
 def test_clean_leaves_nothing_of_a_sweep_and_all_that_is_not_of_it(done, tmp_path, capsys):

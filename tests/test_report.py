@@ -40,6 +40,7 @@ class Tree:
         trained = {"searches": [search], "rows": theirs}
         page = {
             "dataset": "made",
+            "seed": 0,
             "trials": 7,
             "settings": self.entries,
             "rows": rows,
@@ -49,11 +50,12 @@ class Tree:
 
     def run(
         self, model, values, valid, entry="time", split=0, k=5, query="after",
-        feedback="implicit", slices=None,
+        feedback="implicit", slices=None, seed=0,
     ):  # fmt: skip
         """One unit: ``values`` (user -> lead metric) on test, ``valid`` the mean on valid."""
         base = self.root / "runs" / "made" / entry / str(split)
-        folder = base / "runs" / f"{model}-k{k}"
+        unit_name = f"{model}-k{k}-seed{seed}"
+        folder = base / "runs" / unit_name
         folder.mkdir(parents=True)
         lead, names = LEAD[feedback], ALL[feedback]
         arrays = {"task": np.array(list(values))}
@@ -66,7 +68,7 @@ class Tree:
         result = {
             "model": model, "group": GROUP_OF[model], "reads": "ids", "dataset": "made",
             "protocol": "user_cold_curve", "order": "time", "split": split, "shots": k,
-            "query": query, "metrics": found[query], "slices": found,
+            "seed": seed, "query": query, "metrics": found[query], "slices": found,
             "valid_slices": {q: dict.fromkeys(names, valid) for q in found},
             "seconds": {"fit": 1.0, "evaluate": 0.5},
         }  # fmt: skip
@@ -75,7 +77,7 @@ class Tree:
         unit = {"row": model, "runs": {str(k): place}, "chosen": {str(k): {}}}
         if GROUP_OF[model] != "recbole":
             unit |= {"scores": [], "trials": [{}]}
-        (base / f"{model}-k{k}.json").write_text(json.dumps(unit), "utf-8")
+        (base / f"{unit_name}.json").write_text(json.dumps(unit), "utf-8")
         return folder
 
     def table(self) -> tuple[list[dict], str]:
@@ -127,6 +129,40 @@ def test_a_user_of_two_splits_counts_once(tree):
     assert one["mean"] == pytest.approx(2.2 / 3, abs=1e-4) and one["n_tasks"] == 3
     assert one["gain_over_floor"] is None and one["champion"] is False
     assert "| ours | Ridge | **0.700** (+0.275 [" in text and "model (4 users)" in text
+
+
+def test_seeds_are_averaged_inside_a_user(tree):
+    """Before the mean, the interval and the test; a row that lacks a seed is not finished."""
+    tree.entry("time", [0, 1])
+    for split in (0, 1):
+        tree.run("Pop", users(0.1, 0.1, 0.1, first=split), valid=0.5, split=split)
+        for seed, values in ((0, (0.0, 0.4, 0.8)), (7, (0.4, 0.0, 0.8))):
+            tree.run("BPR", users(*values, first=split), valid=0.5, split=split, seed=seed)
+        tree.run("EASE", users(0.1, 0.1, 0.1, first=split), valid=0.4, split=split)
+    page = yaml.safe_load(tree.page.read_text("utf-8"))
+    page["trained"]["seeds"] = [0, 7]
+    tree.page.write_text(yaml.safe_dump(page), "utf-8")
+    rows, text = tree.table()
+    assert "Not finished, so not shown: QueryPop, Fold, MAML, Ridge, Other, EASE." in text
+    cell = {"model": "BPR", "metric": "ndcg@10", "slice": "after"}
+    both = pick(rows, split="all", **cell)
+    of_users = [0.2, 0.2, 0.5, 0.8]  # u02 is judged in both splits: .8, .2
+    assert both["mean"] == pytest.approx(np.mean(of_users)) and both["n_tasks"] == 4
+    assert (both["seeds"], pick(rows, model="Pop", metric="ndcg@10", split="all")["seeds"]) == (
+        2,
+        1,
+    )
+    gains = [value - 0.1 for value in of_users]
+    assert both["p_floor"] == pytest.approx(stats.wilcoxon(gains).pvalue, rel=5e-3)
+    for split in ("0", "1"):
+        alone = pick(rows, split=split, **cell)
+        assert alone["mean"] == pytest.approx(0.4) and alone["n_tasks"] == 3
+    page["trained"]["rows"] = [
+        {"name": "EASE", "model": "EASE", "seeds": [0]},
+        page["trained"]["rows"][1],
+    ]
+    tree.page.write_text(yaml.safe_dump(page), "utf-8")
+    assert pick(tree.table()[0], model="EASE", split="all", metric="ndcg@10")["seeds"] == 1
 
 
 # Champions and tests.
@@ -226,6 +262,41 @@ def test_a_row_that_lacks_a_split_is_named_and_not_shown(tree):
     assert "Not finished, so not shown: Other." in text
 
 
+def test_what_failed_is_a_row_that_says_so(tree):
+    """At the k of the unit, or at all; another entry's, a mended one's and old files' are none."""
+    tree.entry("time", [0])
+    tree.entry("other", [0])
+    for entry in ("time", "other"):
+        for k in (1, 5):
+            tree.run("Pop", spread(0.4, k), valid=0.5, k=k, entry=entry)
+    tree.run("EASE", spread(0.5, 1), valid=0.5, k=1)
+
+    def fail(place, row, group, error, k=None, entries=("time",)):
+        path = tree.root / "runs" / "made" / f"{place}.json.failed"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"row": row, "group": group, "error": error, "k": k, "entries": entries}
+        path.write_text(json.dumps(about), "utf-8")
+
+    fail("search/time/BPR/0", "BPR", "recbole", "TimeUp: It did not end in 10 minutes.")
+    fail("time/0/EASE-k5", "EASE", "recbole", "LinAlgError: Singular matrix", 5)
+    fail("time/0/Pop", "Pop", "floor", "ValueError: mended")
+    fail("other/0/Ridge", "Ridge", "ours", "ValueError: no", None, ["other"])
+    (tree.root / "runs/made/time/0/Fold.json.failed").write_text("Traceback, of old", "utf-8")
+    rows, text = tree.table()
+    failed = {(r["model"], r["k"], r["failed"]) for r in rows if "failed" in r}
+    late = "TimeUp: It did not end in 10 minutes."
+    assert failed == {("BPR", 1, late), ("BPR", 5, late), ("Ridge", 1, "ValueError: no"),
+                      ("EASE", 5, "LinAlgError: Singular matrix"),
+                      ("Ridge", 5, "ValueError: no")}  # fmt: skip
+    assert all(r["mean"] is r["p_floor"] is None for r in rows if "failed" in r)
+    time, other = text.split("\n## ")[1:3]
+    assert "| recbole | BPR | failed | failed |" in time and "| BPR |" not in other
+    assert re.search(r"\| recbole \| EASE \| [^|]*0\.\d+[^|]* \| failed \|", time)
+    assert f"Failed: BPR ({late}); EASE (LinAlgError: Singular matrix)." in time
+    assert "not shown: QueryPop, Fold, MAML, Ridge, Other." in time and "| Ridge |" not in time
+    assert "| ours | Ridge | failed | failed |" in other
+
+
 def test_recboles_rows_are_read_from_the_entry_that_has_them(tree):
     """``all`` asks for everything after the reserve, which ``time`` judged as a slice."""
     tree.entry("time", [0])
@@ -303,15 +374,22 @@ def test_what_ended_a_choice_or_a_training_is_said(tree):
         result = json.loads((folder / "result.json").read_text("utf-8"))
         result |= {"history": [{}], "epochs": 19 - 10 * split, "config": {"epochs": 20}}
         (folder / "result.json").write_text(json.dumps(result), "utf-8")
-        unit = folder.parents[1] / "MAML-k5.json"
-        content = json.loads(unit.read_text("utf-8")) | {"chosen": {"5": {"a": 3, "b": 1, "c": 1}}}
+        unit = folder.parents[1] / "MAML-k5-seed0.json"
+        content = json.loads(unit.read_text("utf-8")) | {
+            "chosen": {"5": {"a": 3, "b": 1, "c": 1, "d": 0.9}}
+        }
         del content["scores"], content["trials"]
         unit.write_text(json.dumps(content), "utf-8")
     page = yaml.safe_load(tree.page.read_text("utf-8"))
-    grid = {"a,b": [[1, 0], [2, 1], [3, 2]], "c": [1, 2]}
+    grid = {
+        "a,b": [[1, 0], [2, 1], [3, 2]],
+        "c": [1, 2],
+        "d": {"low": 1e-6, "high": 1, "log": True},
+    }
     page["trained"]["rows"].append({"name": "MAML", "model": "MAML", "grid": grid})
     tree.page.write_text(yaml.safe_dump(page), "utf-8")
-    line = "- MAML: 3 trials; edges chosen: a = 3 in 2 of 2; best epoch near the cap in 1 of 2\n"
+    edges = "a = 3 in 2 of 2; d near 1 in 2 of 2"
+    line = f"- MAML: 3 trials; edges chosen: {edges}; best epoch near the cap in 1 of 2\n"
     assert line in tree.table()[1]
 
 
@@ -337,9 +415,9 @@ def test_nothing_finished_is_an_error_that_says_what_to_run(tree):
 def test_a_damaged_unit_is_named(tree, content):
     tree.entry("time", [0])
     tree.run("Pop", spread(0.5, 1), valid=0.5)
-    file = tree.root / "runs" / "made" / "time" / "0" / "Pop-k5.json"
+    file = tree.root / "runs" / "made" / "time" / "0" / "Pop-k5-seed0.json"
     file.write_text(content, "latin-1")
-    with pytest.raises(DataError, match=r"time/0/Pop-k5\.json is damaged: run"):
+    with pytest.raises(DataError, match=r"time/0/Pop-k5-seed0\.json is damaged: run"):
         tree.table()
 
 
@@ -372,10 +450,10 @@ def test_champion_ignores_rows_that_valid_did_not_judge(tree):
     tree.entry("time", [0])
     folders = [tree.run(m, spread(0.5, 1), valid=v) for m, v in (("Ridge", 0.4), ("Other", 0.9))]
     entries = [Entry(f.name, "ours", "ids", (RunFiles(f),)) for f in folders]
-    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Other-k5"
+    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Other-k5-seed0"
     assert champion(entries, ["floor"], "after", "ndcg@10") is None
     del entries[1].runs[0].result["valid_slices"]["after"]
-    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Ridge-k5"
+    assert champion(entries, ["ours"], "after", "ndcg@10").name == "Ridge-k5-seed0"
 
 
 # The committed tables.

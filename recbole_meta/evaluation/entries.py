@@ -1,11 +1,12 @@
 """Rows of a table before they are compared, read from result files alone.
 
-The unit is the user: a user's values are averaged over the splits in which he is judged.
+The unit is the user: a user's values are averaged over the splits in which he is judged, and over
+the model's seeds.
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from recbole_meta.evaluation.significance import Interval, paired_gain
 from recbole_meta.settings import load_properties, load_yaml
 
 Values = dict[str, float]  # task -> value
+FAILED = ".failed"  # ending of the file beside a unit's that says why it failed
+SEARCH = "search"  # the folder of trials, beside those of the entries
 GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
 
 
@@ -28,6 +31,20 @@ def benchmark_page(name: str) -> tuple[str, dict[str, Any]]:
     if name.endswith(".yaml"):
         return Path(name).stem, load_yaml(Path(name))
     return name, load_properties("benchmark", name)
+
+
+def seeds_of(page: dict[str, Any], row: str) -> list[int | None]:
+    """The seeds that a row of a benchmark file is judged with."""
+    one = [page.get("seed")]
+    for entry in page["trained"]["rows"]:
+        if entry["name"] == row:
+            return list(entry.get("seeds", page["trained"].get("seeds", one)))
+    return one
+
+
+def slug(name: str) -> str:
+    """A row's name as that of a file."""
+    return name.replace(" + b ", "+").replace(" on ", "~").replace(" ", "")
 
 
 class RunFiles:
@@ -57,7 +74,7 @@ class RunFiles:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A row of a table before it is compared: one model at one k, over its splits."""
+    """A row of a table before it is compared: one model at one k, over its splits and seeds."""
 
     name: str
     group: str
@@ -66,12 +83,24 @@ class Entry:
 
     @cache  # noqa: B019 - a table asks for the same values again and again
     def values(self, query: str, metric: str) -> Values:
-        """Each user's mean over the splits in which he is judged."""
+        """Each user's mean over the seeds and the splits in which he is judged."""
         found: dict[str, list[float]] = {}
         for run in self.runs:
             for task, value in run.values(query, metric).items():
                 found.setdefault(task, []).append(value)
         return {task: float(np.mean(values)) for task, values in found.items()}
+
+    @property
+    def n_seeds(self) -> int:
+        """How many seeds of the model its values are means over."""
+        return len({run.result.get("seed") for run in self.runs})
+
+    def of_splits(self) -> "dict[int, Entry]":
+        """The row on each split alone, over its seeds."""
+        runs: dict[int, list[RunFiles]] = {}
+        for run in self.runs:
+            runs.setdefault(run.result["split"], []).append(run)
+        return {split: replace(self, runs=tuple(each)) for split, each in runs.items()}
 
     def valid(self, query: str, metric: str) -> float:
         """The mean on valid over the splits, what champions are named by."""
