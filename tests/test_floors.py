@@ -36,6 +36,7 @@ FLOORS = {
     "choice": 4,
     "stage": 4,
     "fitting": 4,
+    "objective_fitting": 4,
     "sweep": 4,
     "terminal": 4,
     "quick_start": 4,
