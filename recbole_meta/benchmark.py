@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from recbole_meta.evaluation.entries import GROUPS, benchmark_page
 from recbole_meta.settings import Count, Size, read_settings
 
 Settings = dict[str, Any]
+R = TypeVar("R", bound="Row")
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,10 @@ def read_benchmark(name: str) -> Benchmark:
     benchmark = Benchmark(
         name, page.dataset, page.seed, page.trials,
         tuple(_judging(entry, where) for entry in page.settings),
-        tuple(_row(entry, f"{where}, rows") for entry in page.rows),
+        tuple(read_row(entry, f"{where}, rows") for entry in page.rows),
         tuple(read_settings(Search, s, f"{where}, searches") for s in theirs.searches),
         theirs.shots,
-        tuple(_row(entry, f"{where}, trained rows") for entry in theirs.rows),
+        tuple(read_row(entry, f"{where}, trained rows") for entry in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark
@@ -141,8 +142,9 @@ def _judging(entry: Mapping[str, Any], where: str) -> Judging:
     return read_settings(Judging, filled, f"{where}, settings")
 
 
-def _row(entry: Mapping[str, Any], where: str) -> Row:
-    row = read_settings(Row, {"fixed": {}, "grid": {}, **entry}, where)
+def read_row(entry: Mapping[str, Any], where: str, kind: type[R] = Row) -> R:
+    """A row whose grid can be searched."""
+    row = read_settings(kind, {"fixed": {}, "grid": {}, **entry}, where)
     for name, options in row.grid.items():
         together = len(name.split(","))
         if not isinstance(options, list) or not options:
