@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("list", "Names that can be used.", "list models", _list)
-    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks"])
+    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks", "multitask"])
     _add_data(sub)
 
     sub = command(

@@ -9,6 +9,7 @@ of today, is not done again.
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,22 +131,26 @@ class _RowRun:
 
     def run(self) -> None:
         """Search, then test; the row's own file says what was chosen and where its runs are."""
-        file = self.root / f"{slug(self.row.name)}.json"
-        wanted = self.made_by | {"row": self.row.name, "trials": self.trials,
-                                 "choose": self.row.choose, "group": self.row.group,
-                                 "seeds": list(self.seeds)}  # fmt: skip
-        found = _read(file)
-        if found is not None and found | wanted == found:
-            return
+        start = time.perf_counter()
         scores = [self._trial(trial) for trial in self.trials]
         chosen = {name: self._best(scores, name) for name in self.behaviours.objectives}
         runs = {
             str(seed): {name: self._test(settings, seed) for name, settings in chosen.items()}
             for seed in self.seeds
         }
-        content = wanted | {"scores": scores, "chosen": chosen, "runs": runs}
+        content = self.made_by | {
+            "row": self.row.name, "choose": self.row.choose, "seeds": list(self.seeds),
+            "trials": self.trials, "scores": scores, "chosen": chosen, "runs": runs,
+            "seconds": round(time.perf_counter() - start, 2),
+        }  # fmt: skip
+        file = self.root / f"{slug(self.row.name)}.json"
         write_atomically(file, json_text(content).encode())
         _log.info("%s: done", self.row.name)
+
+    def _made_by(self, settings: Settings, seed: int) -> dict[str, Any]:
+        """What a fit depends on: its settings over the model's page, the data, the seed."""
+        used = check_objective_settings(self.row.model, settings, tuple(self.behaviours.objectives))
+        return self.made_by | {"settings": settings, "config": used, "seed": seed}
 
     def _score_of(self, means: Settings, objective: str) -> float:
         """What chooses the settings of an objective."""
@@ -159,7 +164,7 @@ class _RowRun:
     def _trial(self, trial: Settings) -> Settings:
         """The means on valid with these settings."""
         file = self.folder / "search" / f"{_hash(trial)}.json"
-        wanted = self.made_by | {"settings": trial, "seed": self.page.seeds[0]}
+        wanted = self._made_by(trial, self.page.seeds[0])
         found = _read(file)
         if found is None or found | wanted != found:
             fit = self._fit(trial, self.page.seeds[0])
@@ -187,9 +192,10 @@ class _RowRun:
         folder = self.folder / f"seed{seed}-{_hash(settings)}"
         name = folder.relative_to(self.root).as_posix()
         group = self.row.group or multitask_model(self.row.model).group
-        wanted = {"settings": settings, "seed": seed, "group": group, **self.made_by}
+        wanted = {"group": group, **self._made_by(settings, seed)}
         found = _read(folder / "result.json")
-        if found is not None and found | wanted == found:
+        whole = (folder / "tasks.npz").is_file()
+        if whole and found is not None and found | wanted == found:
             return name
         kept = self._fits.get(_hash(settings)) if seed == self.page.seeds[0] else None
         fit = kept or self._fit(settings, seed)
@@ -203,7 +209,6 @@ class _RowRun:
             "seconds": fit.seconds,
             "epochs": fit.epochs,
             "history": fit.history,
-            "config": fit.settings,
             "versions": versions(),
             "commit": commit(),
         }

@@ -128,6 +128,8 @@ def fit_objectives(
         model = multitask_model(name)(config, dataset).to(config["device"])
         trainer = Trainer(config, model)
         if trainer.epochs:
+            if config["learner"].lower() in ("adam", "adamw"):  # one pass over tables of all items
+                trainer.optimizer.param_groups[0].update(fused=True, foreach=False)
             each = (
                 judge if used["stop_by"].endswith(NOVEL) else judges(behaviours, dataset)["epoch"]
             )

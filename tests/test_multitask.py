@@ -144,6 +144,31 @@ def test_nothing_is_done_twice(ran, monkeypatch):
     run_multitask(str(page), folder, folder / "prepared", folder / "runs")
 
 
+def test_other_defaults_of_a_model_or_a_lost_run_are_done_again(ran, monkeypatch):
+    folder, page = ran
+    fitted = []
+    fit, check = module.fit_objectives, module.check_objective_settings
+
+    def noted(model, *arguments):
+        fitted.append(model)
+        return fit(model, *arguments)
+
+    monkeypatch.setattr(module, "fit_objectives", noted)
+    (run,) = set(unit(folder, "Pop")["runs"]["1"].values())
+    (folder / "runs" / "table" / run / "result.json").unlink()
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+    assert fitted == ["ObjectivePop"]
+
+    def other(name, *arguments):
+        return check(name, *arguments) | ({"epochs": 9} if name == "CopyOther" else {})
+
+    monkeypatch.setattr(module, "check_objective_settings", other)
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+    assert fitted == ["ObjectivePop", "CopyOther"]
+    monkeypatch.undo()
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+
+
 def test_a_wider_grid_tries_what_is_new_alone(ran, monkeypatch, tmp_path):
     folder, page = ran
     fitted = []
@@ -208,3 +233,13 @@ def test_the_folder_is_the_one_of_prepare(ran):
     folder, _ = ran
     made = prepare_behaviours("shop", folder, folder / "prepared")
     assert [path.name for path in (folder / "prepared").glob("shop-*")] == [made.name]
+
+
+def test_clean_finds_what_was_written(ran, capsys):
+    folder, _ = ran
+    said = ["clean", "--prepared_path", str(folder / "prepared"), "--runs", str(folder / "runs")]
+    assert main(said) == 0
+    named = {line.removeprefix("would delete ") for line in capsys.readouterr().out.splitlines()}
+    files = {str(path) for path in (folder / "runs").rglob("*.json")}
+    assert {name for name in files if not name.endswith("result.json")} <= named
+    assert any("behaviours_given" in name for name in named)
