@@ -203,13 +203,15 @@ def _chosen(unit: dict[str, Any], page: dict[str, Any]) -> list[str]:
     grid = entry.get("grid", {})
     how = "per objective" if unit["choose"] == "each" else "by the mean over objectives"
     seeds = len(unit["seeds"])
-    lines = [f"- {unit['row']}: {len(unit['trials'])} trials, chosen {how}; {seeds} seed(s)."]
+    trials = len(unit["trials"])
+    said = f"{trials} trial{'s' * (trials > 1)}, chosen {how}; {seeds} seed{'s' * (seeds > 1)}."
+    lines = [f"- {unit['row']}: {said}"]
     if not grid:
         return lines
     for objective, settings in unit["chosen"].items():
-        said = [f"{key} = {settings[key]}{_edge(grid.get(key), settings[key])}"
+        parts = [f"{key} = {settings[key]}{_edge(grid.get(key), settings[key])}"
                 for names in grid for key in names.split(",")]  # fmt: skip
-        lines.append(f"  - {objective}: {', '.join(said)}")
+        lines.append(f"  - {objective}: {', '.join(parts)}")
     return lines
 
 
