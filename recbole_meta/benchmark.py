@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from recbole_meta.settings import Count, Size, read_settings
 from recbole_meta.study import check_optuna
 
 Settings = dict[str, Any]
+R = TypeVar("R", bound="Row")
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,10 @@ def read_benchmark(name: str) -> Benchmark:
     benchmark = Benchmark(
         name, page.dataset, page.seed, page.trials,
         tuple(_judging(entry, where) for entry in page.settings),
-        tuple(_row(entry, f"{where}, rows", (page.seed,)) for entry in page.rows),
+        tuple(read_row(entry, f"{where}, rows", seeds=(page.seed,)) for entry in page.rows),
         tuple(_search(entry, f"{where}, searches") for entry in theirs.searches),
         theirs.shots,
-        tuple(_row(entry, f"{where}, trained rows", theirs.seeds) for entry in theirs.rows),
+        tuple(read_row(entry, f"{where}, trained rows", seeds=theirs.seeds) for entry in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark
@@ -184,8 +185,11 @@ def _search(entry: Mapping[str, Any], where: str) -> Search:
     return read_settings(Search, {"sampler": "drawn", **entry}, where)
 
 
-def _row(entry: Mapping[str, Any], where: str, seeds: tuple[int, ...]) -> Row:
-    row = read_settings(Row, {"fixed": {}, "grid": {}, "seeds": seeds, **entry}, where)
+def read_row(
+    entry: Mapping[str, Any], where: str, kind: type[R] = Row, *, seeds: tuple[int, ...]
+) -> R:
+    """A row whose grid can be searched."""
+    row = read_settings(kind, {"fixed": {}, "grid": {}, "seeds": seeds, **entry}, where)
     grid = {
         name: _options(name, options, f"{where}: '{name}' of '{row.name}'")
         for name, options in row.grid.items()

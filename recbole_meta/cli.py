@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("list", "Names that can be used.", "list models", _list)
-    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks"])
+    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks", "multitask"])
     _add_data(sub)
 
     sub = command(
@@ -173,6 +173,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
+
+    sub = command(
+        "multitask",
+        "Run what is missing of a table of multi-task models, and write it.",
+        "multitask jd --data_path ../shared/data",
+        _multitask,
+    )
+    sub.add_argument("name", help="a file of properties/multitask, or a path ending in .yaml")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the table is written")
+    sub.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
+    sub.add_argument("--verbose", "-v", action="count", default=0, help="say what is done")
+    _add_data(sub)
 
     sub = command(
         "keep",
@@ -437,6 +450,16 @@ def _table(options: argparse.Namespace) -> None:
     from recbole_meta.report import benchmark_table
 
     for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
+        print(path)
+
+
+def _multitask(options: argparse.Namespace) -> None:
+    from recbole_meta.multitask import run_multitask
+    from recbole_meta.multitask_table import multitask_table
+
+    where = (options.data_path, options.prepared_path, options.runs)
+    run_multitask(options.name, *where, options.device)
+    for path in multitask_table(options.name, Path(options.runs), Path(options.results)):
         print(path)
 
 

@@ -40,10 +40,23 @@ class Least:
             raise SettingError(f"{where} must be {bound} {self.value:g}, found {number}.")
 
 
+@dataclass(frozen=True)
+class Below:
+    """The bound of a number: below ``value``."""
+
+    value: float
+
+    def check(self, number: float, where: str) -> None:
+        """An error names the setting, what it may be and what it is."""
+        if number >= self.value:
+            raise SettingError(f"{where} must be below {self.value:g}, found {number}.")
+
+
 Count = Annotated[int, Least(0)]
 Size = Annotated[int, Least(1)]
 Weight = Annotated[float, Least(0)]
 Positive = Annotated[float, Least(0, above=True)]
+Share = Annotated[float, Least(0), Below(1)]
 
 
 class YamlLoader(yaml.SafeLoader):

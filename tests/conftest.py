@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,58 @@ def make_world(tmp_path_factory) -> Callable:
         return open_prepared(prepare(name, made, protocol, folder, folder / "prepared"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_splits(tmp_path_factory) -> Callable:
+    """``write_splits(**rows)``: a data set 'shop' whose splits have these rows
+    (user, item, click, cart, buy); the folder above it.
+    """
+    header = "user_id:token\titem_id:token\tclick:float\tcart:float\tbuy:float"
+    page = "objectives:\n" + "".join(
+        f"  {name}: {{label: {label}, type: binary}}\n"
+        for name, label in {"purchase": "buy", "click": "click", "cart": "cart"}.items()
+    )
+
+    def write(header: str = header, page: str = page, **rows) -> Path:
+        folder = tmp_path_factory.mktemp("given")
+        (folder / "shop").mkdir()
+        for split in ("train", "valid", "test"):
+            lines = ["\t".join(map(str, row)) for row in rows[split]]
+            text = "\n".join([header, *lines]) + "\n"
+            (folder / "shop" / f"shop.{split}.inter").write_text(text, encoding="utf-8")
+        (folder / "shop" / "shop.yaml").write_text(page, encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shop_rows() -> dict[str, list[tuple]]:
+    """40 users and 25 items: whoever likes an item clicks it, and buys some of what is clicked."""
+    rng = np.random.default_rng(3)
+    taste = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 25)) + 0.5 * rng.normal(size=25)
+    rows: dict[str, list[tuple]] = {"train": [], "valid": [], "test": []}
+    for user, liking in enumerate(taste):
+        for item in np.argsort(-liking)[: rng.integers(6, 12)]:
+            seen: dict[str, list[int]] = {split: [0, 0, 0] for split in rows}
+            for behaviour, chance in enumerate((1.0, 0.4, 0.6)):
+                if rng.random() < chance:
+                    split = rng.choice(list(rows), p=[0.6, 0.2, 0.2])
+                    seen[split][behaviour] = 1
+            for split, labels in seen.items():
+                if any(labels):
+                    rows[split].append((f"u{user}", f"i{item}", *labels))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def shop(write_splits, shop_rows):
+    """The same, prepared and opened."""
+    from recbole_meta.data.behaviours import open_behaviours, prepare_behaviours
+
+    folder = write_splits(**shop_rows)
+    return open_behaviours(prepare_behaviours("shop", folder, folder / "prepared"))
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,9 @@ FLOORS = {
     "choice": 4,
     "stage": 4,
     "fitting": 4,
+    "objective_fitting": 4,
+    "multitask": 4,
+    "multitask_table": 4,
     "unit": 4,
     "study": 4,
     "search": 4,
@@ -64,7 +67,11 @@ OUTSIDE = {
 }
 # Never, and not from one module though its floor may.
 BANNED = {"recbole.quick_start": "it imports ray, which dies under numpy 2", "ray": "see recbole"}
-BANNED_IN = {"data.protocol": {"recbole"}, "report": {"torch", "torchjd", "recbole"}}
+BANNED_IN = {
+    "data.protocol": {"recbole"},
+    "report": {"torch", "torchjd", "recbole"},
+    "multitask_table": {"torch", "torchjd", "recbole"},
+}
 # Optional: imported inside the function that needs it.
 OPTIONAL = {"gymnasium", "implicit", "mkdocs", "optuna", "plotly", "sentence_transformers"}
 # Folders of one model per file, which know each other only as a variant knows its parent.
@@ -206,7 +213,7 @@ def test_ray_is_imported_nowhere_in_the_repository():
 
 # Importing the one must not bring the other, through whatever modules and `__init__.py` files.
 ABSENT = {name: "recbole" for name, floor in FLOORS.items() if floor == 0}
-ABSENT |= {"data.protocol": "recbole", "report": "torch"}
+ABSENT |= {"data.protocol": "recbole", "report": "torch", "multitask_table": "torch"}
 HERE = [name for name in ABSENT if (ROOT / PACKAGE / f"{name.replace('.', '/')}.py").is_file()]
 
 

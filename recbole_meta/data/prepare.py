@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,13 +73,18 @@ def read_fields(dataset: str, source: Path | None = None) -> DataFields:
     """``<dataset>.yaml`` beside the data, else the page of ``properties``, else ``default.yaml``;
     what a page does not say is as in ``default.yaml``.
     """
+    values, where = read_page(dataset, source)
+    values = {key: value for key, value in values.items() if key != "objectives"}
+    return read_settings(DataFields, load_properties("dataset", "default") | values, where)
+
+
+def read_page(dataset: str, source: Path | None = None) -> tuple[dict[str, Any], str]:
+    """What the page of a data set says, and which one that is, as an error names it."""
     beside = source / f"{dataset}.yaml" if source else None
     if beside is not None and beside.is_file():
-        values, where = load_yaml(beside), str(beside)
-    else:
-        page = dataset if dataset in names("dataset") else "default"
-        values, where = load_properties("dataset", page), f"Data set page '{page}'"
-    return read_settings(DataFields, load_properties("dataset", "default") | values, where)
+        return load_yaml(beside), str(beside)
+    page = dataset if dataset in names("dataset") else "default"
+    return load_properties("dataset", page), f"Data set page '{page}'"
 
 
 def find_dataset(dataset: str, data_path: str | Path) -> Path:
@@ -129,14 +134,25 @@ def prepare(
     except OSError as error:
         raise DataError(f"Cannot read the data set {source}: {error}") from error
     key = content_key(dataset, protocol, fields, inputs)
-    root = Path(prepared_path)
-    folder = root / f"{dataset}-{protocol_name}-{key}"
+    folder = Path(prepared_path) / f"{dataset}-{protocol_name}-{key}"
+
+    def fill(name: str, temporary: Path) -> dict[str, Any]:
+        return _fill(temporary / name, dataset, protocol_name, protocol, fields, files, inputs)
+
+    return made_once(folder, source, fill)
+
+
+Fill = Callable[[str, Path], dict[str, Any]]
+
+
+def made_once(folder: Path, source: Path, fill: Fill) -> Path:
+    """The folder, made by ``fill`` if it is not there yet; one process at a time."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder.name}.lock"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
             there = (folder / "protocol.json").is_file()
             if not there:
-                _write_whole(folder, dataset, protocol_name, protocol, fields, files, inputs)
+                _write_whole(folder, fill)
             _log.info("%s: prepared folder %s %s", source, folder, "found" if there else "made")
     except OSError as error:
         raise DataError(f"Cannot write the prepared folder {folder}: {error}") from error
@@ -162,37 +178,16 @@ def digest(description: dict[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True).encode())
 
 
-def _write_whole(
-    folder: Path,
-    dataset: str,
-    protocol_name: str,
-    protocol: ColdStart,
-    fields: DataFields,
-    files: dict[str, Path],
-    inputs: dict[str, str],
-) -> None:
-    """Everything in a temporary folder beside, then one rename; nothing stays after an error."""
+def _write_whole(folder: Path, fill: Fill) -> None:
+    """Everything in a temporary folder beside, then one rename; nothing stays after an error.
+
+    ``fill(name, temporary)`` writes the files and returns what ``protocol.json`` says of them.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        inter, rows, tokens = read_rows(files["inter"], protocol, fields)
-        if isinstance(protocol, FourStates):
-            rows = _with_states(rows, protocol, fields, files, tokens)
-        split = protocol.apply(rows)
-        for name, chosen in split.files.items():
-            inter.write(temporary / f"{folder.name}.{name}.inter", chosen.tolist())
-        for side, field, features in (
-            ("user", fields.user, fields.user_features),
-            ("item", fields.item, fields.item_features),
-        ):
-            target = temporary / f"{folder.name}.{side}"
-            _write_side(files[side], target, field, features, tokens[side])
-        recbole = recbole_settings(folder.name, protocol, fields, files)
-        write_file(temporary / "recbole.yaml", _COMMENT + yaml.safe_dump(recbole, sort_keys=False))
-        description = _describe(
-            dataset, protocol_name, protocol, fields, split, tokens, inputs, len(rows.user)
-        )
+        description = fill(folder.name, temporary)
         outputs = {p.name.removeprefix(folder.name): p for p in sorted(temporary.iterdir())}
         description["outputs"] = {name: sha256(p.read_bytes()) for name, p in outputs.items()}
         description["sha256"] = digest(description)
@@ -203,6 +198,39 @@ def _write_whole(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _fill(
+    stem: Path,
+    dataset: str,
+    protocol_name: str,
+    protocol: ColdStart,
+    fields: DataFields,
+    files: dict[str, Path],
+    inputs: dict[str, str],
+) -> dict[str, Any]:
+    """The files of a protocol; what ``protocol.json`` says of them."""
+    inter, rows, tokens = read_rows(files["inter"], protocol, fields)
+    if isinstance(protocol, FourStates):
+        rows = _with_states(rows, protocol, fields, files, tokens)
+    split = protocol.apply(rows)
+    for name, chosen in split.files.items():
+        inter.write(stem.with_name(f"{stem.name}.{name}.inter"), chosen.tolist())
+    for side, field, features in (
+        ("user", fields.user, fields.user_features),
+        ("item", fields.item, fields.item_features),
+    ):
+        target = stem.with_name(f"{stem.name}.{side}")
+        write_side(files[side], target, field, features, tokens[side])
+    write_recbole(stem.parent, recbole_settings(stem.name, protocol, fields, files))
+    return _describe(
+        dataset, protocol_name, protocol, fields, split, tokens, inputs, len(rows.user)
+    )
+
+
+def write_recbole(folder: Path, settings: dict[str, Any]) -> None:
+    """``recbole.yaml``, which makes plain RecBole read the folder."""
+    write_file(folder / "recbole.yaml", _COMMENT + yaml.safe_dump(settings, sort_keys=False))
+
+
 def read_rows(
     path: Path, protocol: ColdStart, fields: DataFields
 ) -> tuple[AtomicFile, Rows, dict[str, list[str]]]:
@@ -211,7 +239,7 @@ def read_rows(
     columns = file.read([fields.user, fields.item])
     keep = np.ones(len(file.lines), dtype=bool)
     for side in (fields.user, fields.item):
-        _check_tokens(columns[side], side, path)
+        check_tokens(columns[side], side, path)
     for column, least in protocol.threshold.items():
         keep &= file.numbers(column) >= least
     if not keep.any():
@@ -321,7 +349,7 @@ def _given_states(path: Path, field: str, tokens: list[str]) -> "pd.Series[str]"
     return states
 
 
-def _check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
+def check_tokens(tokens: "pd.Series[str]", field: str, path: Path) -> None:
     """Every token must be one for RecBole, too."""
     bad = tokens.isin({*MISSING, PADDING}) | tokens.str.startswith('"')
     if bad.any():
@@ -362,7 +390,7 @@ def _keys(tokens: list[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _write_side(
+def write_side(
     source: Path, target: Path, field: str, features: Sequence[str], tokens: list[str]
 ) -> None:
     """The lines of these users or items by token; a line of blanks where none is known."""

@@ -13,8 +13,8 @@ from recbole_meta.errors import DataError, LeakError, nearest
 from recbole_meta.settings import load_yaml, read_settings
 
 
-class Prepared:
-    """A prepared folder whose bytes are those that were written; ``open_prepared`` caches it."""
+class PreparedFolder:
+    """A prepared folder whose bytes are those that were written."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -31,16 +31,8 @@ class Prepared:
                 f"{FORMAT}: delete the folder and prepare it again."
             )
         self._check_bytes()
-        about = self.description
         self.name = self.path.name
-        self.feedback: str = about["settings"]["feedback"]
-        self.side: str = about["task"]  # user | item: who is cold and adapts
-        self.other_side = "item" if self.side == "user" else "user"
-        self.shots: tuple[int, ...] = tuple(about["shots"])
-        self.query_start: int = about["query_start"]
-        self.horizon: int | None = about["horizon"]
-        self.held_out: int = about.get("held_out", 0)  # rows of a task's query; 0: by position
-        self.fields = read_settings(DataFields, about["fields"], str(self.path))
+        self.fields = read_settings(DataFields, self.description["fields"], str(self.path))
 
     def _check_bytes(self) -> None:
         about = self.description
@@ -59,6 +51,29 @@ class Prepared:
     def sha256(self) -> str:
         """The digest of ``protocol.json``, which holds the digests of all files."""
         return str(self.description["sha256"])
+
+    @cached_property
+    def catalogue(self) -> list[str]:
+        """Every item, tokens ascending."""
+        file = AtomicFile(self.path / f"{self.name}.item")
+        return list(file.read([self.fields.item])[self.fields.item])
+
+
+class Prepared(PreparedFolder):
+    """The folder of a cold-start protocol; ``open_prepared`` caches it."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        about = self.description
+        if "feedback" not in about.get("settings", {}):
+            raise DataError(f"{self.path} is no folder of a cold-start protocol.")
+        self.feedback: str = about["settings"]["feedback"]
+        self.side: str = about["task"]  # user | item: who is cold and adapts
+        self.other_side = "item" if self.side == "user" else "user"
+        self.shots: tuple[int, ...] = tuple(about["shots"])
+        self.query_start: int = about["query_start"]
+        self.horizon: int | None = about["horizon"]
+        self.held_out: int = about.get("held_out", 0)  # rows of a task's query; 0: by position
 
     def tasks(self, phase: str) -> list[str]:
         """The cold users, or items, of a phase, tokens ascending."""
@@ -130,12 +145,6 @@ class Prepared:
     def cold_tasks(self, phase: str) -> set[str]:
         """The tasks that are judged from the phase's training file."""
         return {task for other in self._phases_of(phase) for task in self.tasks(other)}
-
-    @cached_property
-    def catalogue(self) -> list[str]:
-        """Every item, tokens ascending."""
-        file = AtomicFile(self.path / f"{self.name}.item")
-        return list(file.read([self.fields.item])[self.fields.item])
 
     def candidates(self, phase: str) -> set[str]:
         """The items that may be ranked (before a user's own reserve and support leave)."""

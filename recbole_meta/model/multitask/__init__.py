@@ -1,0 +1,1 @@
+"""Multi-task models: one per file."""

@@ -1,0 +1,244 @@
+"""A table of multi-task models on given splits: search on valid, test once per seed.
+
+A page of ``properties/multitask`` says which rows stand in it and what each may try. A row's
+settings are chosen for every objective apart (``choose: each``), as for a rule or a model of one
+objective, or once for all of them by the mean over objectives (``choose: mean``), as for a model
+that is one. Every trial and every run is a file: what has its file, made by the settings and data
+of today, is not done again.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
+from recbole_meta.data.objectives import Objectives
+from recbole_meta.data.prepare import sha256
+from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.objectives import metric_name
+from recbole_meta.fitting import thread_limit
+from recbole_meta.objective_fitting import (
+    ObjectiveFit,
+    check_objective_settings,
+    fit_objectives,
+    multitask_model,
+)
+from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
+from recbole_meta.tracking import (
+    check_writable,
+    commit,
+    json_text,
+    npz_bytes,
+    versions,
+    write_atomically,
+)
+
+_log = logging.getLogger(__name__)
+METRIC = "ndcg@10"  # chooses settings, on valid
+
+
+@dataclass(frozen=True)
+class MultitaskRow(Row):
+    """A row of the table, and whether its settings are those of one objective or of all."""
+
+    choose: Literal["each", "mean"]
+    group: Literal["floor", "rule", "single", "ours"] | None  # in the table; ~: the model's own
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of ``properties/multitask``."""
+
+    dataset: str
+    seeds: tuple[Count, ...]  # of rows that train; the first one searches
+    trials: Size
+    rows: tuple[dict[str, Any], ...]
+    published: tuple[dict[str, Any], ...]  # figures of others: name, note, and metrics by name
+
+
+@dataclass(frozen=True)
+class Multitask:
+    """The same, checked."""
+
+    name: str
+    dataset: str
+    seeds: tuple[int, ...]
+    trials: int
+    rows: tuple[MultitaskRow, ...]
+
+
+def multitask_page(name: str) -> tuple[str, Page]:
+    """The name and the content of a page: of ``properties/multitask``, or a path."""
+    path = Path(name) if name.endswith(".yaml") else None
+    values = load_properties("multitask", name) if path is None else load_yaml(path)
+    name = name if path is None else path.stem
+    return name, read_settings(Page, values, f"Page '{name}'")
+
+
+def read_multitask(name: str, objectives: Objectives) -> Multitask:
+    """A page, refused where a row would stop in the middle of the work."""
+    name, page = multitask_page(name)
+    where = f"Page '{name}', rows"
+    rows = tuple(
+        read_row({"group": None, **entry}, where, MultitaskRow, seeds=page.seeds)
+        for entry in page.rows
+    )
+    names = [row.name for row in rows]
+    twice = [each for each in names if names.count(each) > 1]
+    if twice:
+        raise SettingError(f"{where}: '{twice[0]}' stands there twice.")
+    if not rows or not page.seeds:
+        raise SettingError(f"Page '{name}' has no rows or no seeds.")
+    for row in rows:
+        if row.ranges():
+            raise SettingError(
+                f"{where}: '{row.ranges()[0]}' of '{row.name}' is a range: name the values to try."
+            )
+        for trial in row.trials(page.trials):
+            check_objective_settings(row.model, trial, tuple(objectives))
+    return Multitask(name, page.dataset, page.seeds, page.trials, rows)
+
+
+def run_multitask(
+    name: str,
+    data_path: str = "dataset",
+    prepared_path: str = "dataset/prepared",
+    runs: str | Path = "runs",
+    device: str = "cpu",
+) -> Path:
+    """Run what is missing of a page, on one thread; the folder of its runs."""
+    dataset = multitask_page(name)[1].dataset
+    behaviours = open_behaviours(prepare_behaviours(dataset, data_path, prepared_path))
+    page = read_multitask(name, behaviours.objectives)
+    check_writable(Path(runs))
+    folder = Path(runs) / page.name
+    with thread_limit(1):
+        for row in page.rows:
+            _RowRun(page, row, behaviours, folder, device).run()
+    return folder
+
+
+class _RowRun:
+    """The work of one row; the best fits of the search are kept until they are judged on test."""
+
+    def __init__(
+        self, page: Multitask, row: MultitaskRow, behaviours: Behaviours, root: Path, device: str
+    ) -> None:
+        self.page, self.row, self.behaviours, self.device = page, row, behaviours, device
+        self.root, self.folder = root, root / slug(row.name)
+        self.trials = row.trials(page.trials)
+        first = load_properties("model", row.model) | self.trials[0]
+        self.seeds = page.seeds if first["epochs"] else page.seeds[:1]
+        self.made_by = {"sha256": behaviours.sha256, "model": row.model}
+        self._fits: dict[str, ObjectiveFit] = {}
+
+    def run(self) -> None:
+        """Search, then test; the row's own file says what was chosen and where its runs are."""
+        start = time.perf_counter()
+        scores = [self._trial(trial) for trial in self.trials]
+        chosen = {name: self._best(scores, name) for name in self.behaviours.objectives}
+        runs = {
+            str(seed): {name: self._test(settings, seed) for name, settings in chosen.items()}
+            for seed in self.seeds
+        }
+        content = self.made_by | {
+            "row": self.row.name, "choose": self.row.choose, "seeds": list(self.seeds),
+            "trials": self.trials, "scores": scores, "chosen": chosen, "runs": runs,
+            "seconds": round(time.perf_counter() - start, 2),
+        }  # fmt: skip
+        file = self.root / f"{slug(self.row.name)}.json"
+        write_atomically(file, json_text(content).encode())
+        _log.info("%s: done", self.row.name)
+
+    def _made_by(self, settings: Settings, seed: int) -> dict[str, Any]:
+        """What a fit depends on: its settings over the model's page, the data, the seed."""
+        used = check_objective_settings(self.row.model, settings, tuple(self.behaviours.objectives))
+        return self.made_by | {"settings": settings, "config": used, "seed": seed}
+
+    def _score_of(self, means: Settings, objective: str) -> float:
+        """What chooses the settings of an objective."""
+        part = objective if self.row.choose == "each" else "mean"
+        return float(means[metric_name(part, METRIC)])
+
+    def _best(self, scores: list[Settings], objective: str) -> Settings:
+        best = max(range(len(scores)), key=lambda n: self._score_of(scores[n], objective))
+        return self.trials[best]
+
+    def _trial(self, trial: Settings) -> Settings:
+        """The means on valid with these settings."""
+        file = self.folder / "search" / f"{_hash(trial)}.json"
+        wanted = self._made_by(trial, self.page.seeds[0])
+        found = _read(file)
+        if found is None or found | wanted != found:
+            fit = self._fit(trial, self.page.seeds[0])
+            found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json_text(found).encode())
+            self._keep(trial, fit)
+            _log.info("%s, %s: %s", self.row.name, trial, found["valid"])
+        return dict(found["valid"])
+
+    def _keep(self, trial: Settings, fit: ObjectiveFit) -> None:
+        """Only fits that are the best of some objective so far."""
+        self._fits[_hash(trial)] = fit
+        best = {
+            max(self._fits, key=lambda key: self._score_of(self._fits[key].valid.means(), name))
+            for name in self.behaviours.objectives
+        }
+        self._fits = {key: self._fits[key] for key in best}
+
+    def _fit(self, settings: Settings, seed: int) -> ObjectiveFit:
+        return fit_objectives(self.row.model, self.behaviours, seed, settings, self.device)
+
+    def _test(self, settings: Settings, seed: int) -> str:
+        """The folder of a run, below the page's."""
+        folder = self.folder / f"seed{seed}-{_hash(settings)}"
+        name = folder.relative_to(self.root).as_posix()
+        group = self.row.group or multitask_model(self.row.model).group
+        wanted = {"group": group, **self._made_by(settings, seed)}
+        found = _read(folder / "result.json")
+        whole = (folder / "tasks.npz").is_file()
+        if whole and found is not None and found | wanted == found:
+            return name
+        kept = self._fits.get(_hash(settings)) if seed == self.page.seeds[0] else None
+        fit = kept or self._fit(settings, seed)
+        judged = fit.test(self.behaviours)
+        result = wanted | {
+            "row": self.row.name,
+            "dataset": self.behaviours.description["dataset"],
+            "protocol": self.behaviours.description["protocol"],
+            "metrics": judged.means(),
+            "valid_metrics": fit.valid.means(),
+            "seconds": fit.seconds,
+            "epochs": fit.epochs,
+            "history": fit.history,
+            "versions": versions(),
+            "commit": commit(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
+        write_atomically(folder / "tasks.npz", npz_bytes(judged.to_npz()))
+        write_atomically(folder / "result.json", json_text(result).encode())
+        return name
+
+
+def slug(name: str) -> str:
+    """A row's name as that of a file."""
+    return "".join(letter for letter in name if letter.isalnum())
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a file of a finished step holds; None where it is not there, or damaged."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _hash(settings: Settings) -> str:
+    return sha256(json.dumps(settings, sort_keys=True).encode())[:8]

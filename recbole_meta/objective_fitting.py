@@ -1,0 +1,141 @@
+"""Fitting a multi-task model on given splits, and judging it per objective."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from tempfile import gettempdir
+from typing import Any, get_type_hints
+
+from recbole_meta.compat import contained, recbole_config
+from recbole_meta.data.behaviours import SPLITS, Behaviours
+from recbole_meta.errors import SettingError, nearest
+from recbole_meta.evaluation.objectives import (
+    ALL,
+    NOVEL,
+    ObjectiveJudge,
+    ObjectiveJudged,
+    check_metric,
+)
+from recbole_meta.model import multitask_models
+from recbole_meta.settings import load_properties, properties_folder, read_settings
+from recbole_meta.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def multitask_model(name: str) -> type:
+    """The class of a multi-task model by its name."""
+    if name not in multitask_models():
+        raise SettingError(
+            f"Unknown multi-task model '{name}'. {nearest(name, multitask_models())}"
+        )
+    return multitask_models()[name]
+
+
+def check_objective_settings(
+    name: str, given: Mapping[str, Any], objectives: tuple[str, ...]
+) -> dict[str, Any]:
+    """All settings of a model: those given over its page, refused where they cannot be."""
+    kind = get_type_hints(multitask_model(name))["settings"]
+    values = load_properties("model", name) | dict(given)
+    settings = read_settings(kind, values, name)
+    if "stop_by" in values:
+        check_metric(values["stop_by"], objectives, f"{name}: 'stop_by'")
+    return {each.name: getattr(settings, each.name) for each in fields(settings)}
+
+
+@dataclass
+class ObjectiveFit:
+    """A fitted multi-task model, and how it is judged."""
+
+    model: Any
+    valid: ObjectiveJudged
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+    epochs: int = 0  # of the judged model
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def test(self, behaviours: Behaviours) -> ObjectiveJudged:
+        """Judged on test, by the same model."""
+        judge = judges(behaviours, train_set(behaviours))["test"]
+        start = time.perf_counter()
+        self.model.eval()
+        judged = judge.judge(self.model.rank, type(self.model).__name__)
+        self.seconds["evaluate"] = time.perf_counter() - start
+        return judged
+
+
+def objective_config(
+    name: str, behaviours: Behaviours, seed: int, settings: Mapping[str, Any], device: str = "cpu"
+) -> Any:
+    """RecBole's Config of a multi-task model; labels are loaded beside users and items."""
+    inter = [behaviours.fields.user, behaviours.fields.item]
+    labels = {name: objective.label for name, objective in behaviours.objectives.items()}
+    values = {
+        "seed": seed,
+        "reproducibility": True,
+        "show_progress": False,
+        **settings,
+        "load_col": {
+            "inter": [*inter, *labels.values()], "user": inter[:1], "item": inter[1:],
+        },
+        "objectives": labels,
+        "data_path": str(behaviours.path.parent),
+        "benchmark_filename": list(SPLITS),
+        "checkpoint_dir": gettempdir(),
+    }  # fmt: skip
+    files = [properties_folder() / "model" / f"{name}.yaml", behaviours.path / "recbole.yaml"]
+    return recbole_config(multitask_model(name), behaviours.name, files, values, device)
+
+
+@cache
+def train_set(behaviours: Behaviours) -> Any:
+    """RecBole's dataset of train alone; its ids are those of all splits."""
+    config = objective_config("ObjectivePop", behaviours, 0, {})
+    with contained():
+        from recbole.data import create_dataset
+
+        return create_dataset(config).build()[0]
+
+
+@cache
+def judges(behaviours: Behaviours, dataset: Any) -> dict[str, ObjectiveJudge]:
+    """Of valid and test; of valid once more without the novel slice, where epochs are chosen."""
+    found = {split: ObjectiveJudge(behaviours, split, dataset) for split in SPLITS[1:]}
+    return found | {"epoch": ObjectiveJudge(behaviours, "valid", dataset, (ALL,))}
+
+
+def fit_objectives(
+    name: str,
+    behaviours: Behaviours,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+) -> ObjectiveFit:
+    """Fitted on train; the epoch is chosen on valid by the setting 'stop_by'."""
+    used = check_objective_settings(name, settings, tuple(behaviours.objectives))
+    dataset = train_set(behaviours)
+    judge = judges(behaviours, dataset)["valid"]
+    start = time.perf_counter()
+    config = objective_config(name, behaviours, seed, used, device)
+    with contained():
+        from recbole.data.dataloader import UserDataLoader
+        from recbole.utils import init_seed
+
+        init_seed(config["seed"], config["reproducibility"])
+        model = multitask_model(name)(config, dataset).to(config["device"])
+        trainer = Trainer(config, model)
+        if trainer.epochs:
+            if config["learner"].lower() in ("adam", "adamw"):  # one pass over tables of all items
+                trainer.optimizer.param_groups[0].update(fused=True, foreach=False)
+            each = (
+                judge if used["stop_by"].endswith(NOVEL) else judges(behaviours, dataset)["epoch"]
+            )
+            trainer.validate = lambda: each.judge(model.rank, name).means()[used["stop_by"]]
+            trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)
+        trainer.fit(UserDataLoader(config, dataset, None, shuffle=True))
+    seconds = {"fit": time.perf_counter() - start}
+    valid = judge.judge(model.rank, name)
+    return ObjectiveFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)

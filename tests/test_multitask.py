@@ -1,0 +1,245 @@
+"""A page of multi-task models: what is chosen on valid, what is run again, what the table says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recbole_meta import multitask as module
+from recbole_meta.cli import main
+from recbole_meta.data.behaviours import prepare_behaviours
+from recbole_meta.data.objectives import read_objectives
+from recbole_meta.errors import DataError, SettingError
+from recbole_meta.multitask import read_multitask, run_multitask
+from recbole_meta.multitask_table import multitask_table
+from recbole_meta.settings import names
+
+PAGE = """
+dataset: shop
+seeds: [1, 2]
+trials: 6
+rows:
+  - {name: Pop, model: ObjectivePop, choose: each}
+  - {name: CopyOther, model: CopyOther, choose: each}
+  - name: EASE per target
+    model: ObjectiveEASE
+    choose: each
+    fixed: {target: own}
+    grid: {reg_weight: [1.0, 10.0, 100.0], copy: [0.0, 0.5]}
+  - name: One each
+    model: MTA
+    group: single
+    choose: each
+    fixed: {epochs: 2, eval_step: 1, embedding_size: 4, train_batch_size: 8, inputs: own}
+    grid:
+      "weights,stop_by":
+        - [{click: 0.0, cart: 0.0}, purchase/ndcg@10]
+        - [{purchase: 0.0, cart: 0.0}, click/ndcg@10]
+        - [{purchase: 0.0, click: 0.0}, cart/ndcg@10]
+  - name: MTA
+    model: MTA
+    choose: mean
+    fixed: {epochs: 3, eval_step: 1, embedding_size: 4, train_batch_size: 8}
+    grid: {learning_rate: [0.001, 0.02]}
+published:
+  - name: Other
+    note: made up
+    metrics: {purchase/ndcg@10: 0.5, click/ndcg@10: 0.4, cart/ndcg@10: 0.3}
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(write_splits, shop_rows):
+    """(folder, page) after a run and its table."""
+    folder = write_splits(**shop_rows)
+    page = folder / "table.yaml"
+    page.write_text(PAGE, encoding="utf-8")
+    arguments = [
+        "multitask", str(page), "--data_path", str(folder), "--runs", str(folder / "runs"),
+        "--prepared_path", str(folder / "prepared"), "--results", str(folder / "results"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    return folder, page
+
+
+def unit(folder, row: str) -> dict:
+    return json.loads((folder / "runs" / "table" / f"{row}.json").read_text("utf-8"))
+
+
+def rows(folder) -> list[dict]:
+    return json.loads((folder / "results" / "table" / "table.json").read_text("utf-8"))
+
+
+def test_each_objective_has_its_best_settings_on_valid(ran):
+    folder, _ = ran
+    found = unit(folder, "EASEpertarget")
+    assert len(found["trials"]) == 6 and list(found["runs"]) == ["1"]
+    for objective, chosen in found["chosen"].items():
+        scores = [means[f"{objective}/ndcg@10"] for means in found["scores"]]
+        assert chosen == found["trials"][int(np.argmax(scores))]
+
+
+def test_one_model_has_one_choice_by_the_mean(ran):
+    folder, _ = ran
+    found = unit(folder, "MTA")
+    scores = [means["mean/ndcg@10"] for means in found["scores"]]
+    best = found["trials"][int(np.argmax(scores))]
+    assert all(chosen == best for chosen in found["chosen"].values())
+    assert list(found["runs"]) == ["1", "2"]
+    for by_objective in found["runs"].values():
+        assert len(set(by_objective.values())) == 1
+
+
+def test_the_table_says_what_the_runs_say(ran):
+    folder, _ = ran
+    root = folder / "runs" / "table"
+    table = {(row["model"], row["metric"]): row for row in rows(folder)}
+    assert len(table) == len(rows(folder)) == 5 * 3 * 4
+    for name in ("MTA", "Pop"):
+        runs = unit(folder, name)["runs"]
+        for metric in ("cart/ndcg@10", "purchase/ndcg@10/novel"):
+            objective = metric.split("/")[0]
+            results = [
+                json.loads((root / run[objective] / "result.json").read_text("utf-8"))
+                for run in runs.values()
+            ]
+            means = [result["metrics"][metric] for result in results]
+            row = table[name, metric]
+            assert row["mean"] == pytest.approx(np.mean(means), abs=1e-4)
+            assert row["low"] <= row["mean"] <= row["high"] and row["seeds"] == len(means)
+            valid = [result["valid_metrics"][metric] for result in results]
+            assert row["valid"] == pytest.approx(np.mean(valid), abs=1e-4)
+
+
+def test_champions_are_named_on_valid(ran):
+    folder, _ = ran
+    for objective in ("purchase", "click", "cart"):
+        mine = [row for row in rows(folder) if row["metric"] == f"{objective}/ndcg@10"]
+        for group in {row["group"] for row in mine}:
+            of_group = [row for row in mine if row["group"] == group]
+            (best,) = [row for row in of_group if row["champion"]]
+            assert best["valid"] == max(row["valid"] for row in of_group)
+
+
+def test_gains_are_over_lower_groups_champions(ran):
+    folder, _ = ran
+    mine = {row["model"]: row for row in rows(folder) if row["metric"] == "click/ndcg@10"}
+    rule = mine["EASE per target"]
+    assert mine["MTA"]["gain_rule"] == pytest.approx(mine["MTA"]["mean"] - rule["mean"], abs=2e-4)
+    assert mine["MTA"]["p_single"] is not None and rule["gain_rule"] is rule["gain_single"] is None
+    assert mine["Pop"]["gain_floor"] is None and 0 <= rule["p_floor"] <= 1
+
+
+def test_the_page_shows_rows_slices_and_what_others_published(ran):
+    folder, _ = ran
+    text = (folder / "results" / "table" / "table.md").read_text("utf-8")
+    assert "| published | Other | 0.5000 | 0.4000 | 0.3000 |" in text
+    assert text.count("| ours | MTA |") == 2 and "Novel pairs" in text
+    assert "- EASE per target: 6 trials, chosen per objective" in text
+
+
+def test_nothing_is_done_twice(ran, monkeypatch):
+    folder, page = ran
+    monkeypatch.setattr(module, "fit_objectives", lambda *_: pytest.fail("fitted again"))
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+
+
+def test_other_defaults_of_a_model_or_a_lost_run_are_done_again(ran, monkeypatch):
+    folder, page = ran
+    fitted = []
+    fit, check = module.fit_objectives, module.check_objective_settings
+
+    def noted(model, *arguments):
+        fitted.append(model)
+        return fit(model, *arguments)
+
+    monkeypatch.setattr(module, "fit_objectives", noted)
+    (run,) = set(unit(folder, "Pop")["runs"]["1"].values())
+    (folder / "runs" / "table" / run / "result.json").unlink()
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+    assert fitted == ["ObjectivePop"]
+
+    def other(name, *arguments):
+        return check(name, *arguments) | ({"epochs": 9} if name == "CopyOther" else {})
+
+    monkeypatch.setattr(module, "check_objective_settings", other)
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+    assert fitted == ["ObjectivePop", "CopyOther"]
+    monkeypatch.undo()
+    run_multitask(str(page), folder, folder / "prepared", folder / "runs")
+
+
+def test_a_wider_grid_tries_what_is_new_alone(ran, monkeypatch, tmp_path):
+    folder, page = ran
+    fitted = []
+    fit = module.fit_objectives
+
+    def noted(model, behaviours, seed, settings, device):
+        fitted.append((seed, settings["learning_rate"]))
+        return fit(model, behaviours, seed, settings, device)
+
+    monkeypatch.setattr(module, "fit_objectives", noted)
+    wider = tmp_path / "table.yaml"
+    wider.write_text(page.read_text("utf-8").replace("[0.001, 0.02]", "[0.001, 0.02, 1.0e-9]"))
+    run_multitask(str(wider), folder, folder / "prepared", folder / "runs")
+    assert fitted[0] == (1, 1e-9) and {rate for _, rate in fitted} == {1e-9}
+    assert len(unit(folder, "MTA")["trials"]) == 3
+
+
+def test_a_row_that_is_missing_stops_the_table(ran, tmp_path):
+    folder, page = ran
+    other = tmp_path / "table.yaml"
+    other.write_text(page.read_text("utf-8").replace("name: MTA", "name: MTB"), encoding="utf-8")
+    with pytest.raises(DataError, match="Row 'MTB' is not finished"):
+        multitask_table(str(other), folder / "runs", tmp_path)
+
+
+REFUSED = [
+    ("seeds: [1, 2]", "seeds: []", "no rows or no seeds"),
+    ("name: CopyOther", "name: Pop", "'Pop' stands there twice"),
+    ("model: CopyOther", "model: CopyOthr", "Did you mean 'CopyOther'"),
+    ("choose: mean", "choose: men", "Did you mean 'mean'"),
+    ("learning_rate: [0.001, 0.02]", "learning_rate: [0.0]", "must be above 0"),
+    ("click/ndcg@10]", "clik/ndcg@10]", "Did you mean 'click/ndcg@10'"),
+    ("trials: 6", "trials: 0", "'trials' must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("found", "changed", "said"), REFUSED)
+def test_pages_that_would_stop_in_the_middle_are_refused(ran, tmp_path, found, changed, said):
+    folder, _ = ran
+    page = tmp_path / "table.yaml"
+    page.write_text(PAGE.replace(found, changed, 1), encoding="utf-8")
+    objectives = read_objectives("shop", folder / "shop")
+    with pytest.raises(SettingError, match=said):
+        read_multitask(str(page), objectives)
+
+
+@pytest.mark.parametrize("name", names("multitask"))
+def test_pages_of_ours_are_read(name):
+    page = module.multitask_page(name)[1]
+    read_multitask(name, read_objectives(page.dataset))
+
+
+def test_an_unknown_data_set_is_one_line(ran, tmp_path, capsys):
+    folder, _ = ran
+    page = tmp_path / "table.yaml"
+    page.write_text(PAGE.replace("dataset: shop", "dataset: shp"), encoding="utf-8")
+    assert main(["multitask", str(page), "--data_path", str(folder)]) == 2
+    assert "Did you mean 'shop'" in capsys.readouterr().err
+
+
+def test_the_folder_is_the_one_of_prepare(ran):
+    folder, _ = ran
+    made = prepare_behaviours("shop", folder, folder / "prepared")
+    assert [path.name for path in (folder / "prepared").glob("shop-*")] == [made.name]
+
+
+def test_clean_finds_what_was_written(ran, capsys):
+    folder, _ = ran
+    said = ["clean", "--prepared_path", str(folder / "prepared"), "--runs", str(folder / "runs")]
+    assert main(said) == 0
+    named = {line.removeprefix("would delete ") for line in capsys.readouterr().out.splitlines()}
+    files = {str(path) for path in (folder / "runs").rglob("*.json")}
+    assert {name for name in files if not name.endswith("result.json")} <= named
+    assert any("behaviours_given" in name for name in named)
