@@ -170,7 +170,7 @@ def read_benchmark(name: str) -> Benchmark:
         tuple(read_row(entry, f"{where}, rows", seeds=(page.seed,)) for entry in page.rows),
         tuple(_search(entry, f"{where}, searches") for entry in theirs.searches),
         theirs.shots,
-        tuple(read_row(entry, f"{where}, trained rows", seeds=theirs.seeds) for entry in theirs.rows),
+        tuple(read_row(e, f"{where}, trained rows", seeds=theirs.seeds) for e in theirs.rows),
     )  # fmt: skip
     _check(benchmark)
     return benchmark

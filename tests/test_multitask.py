@@ -200,6 +200,7 @@ REFUSED = [
     ("model: CopyOther", "model: CopyOthr", "Did you mean 'CopyOther'"),
     ("choose: mean", "choose: men", "Did you mean 'mean'"),
     ("learning_rate: [0.001, 0.02]", "learning_rate: [0.0]", "must be above 0"),
+    ("learning_rate: [0.001, 0.02]", "learning_rate: {low: 0.001, high: 0.02}", "is a range"),
     ("click/ndcg@10]", "clik/ndcg@10]", "Did you mean 'click/ndcg@10'"),
     ("trials: 6", "trials: 0", "'trials' must be at least 1"),
 ]

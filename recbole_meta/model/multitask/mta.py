@@ -80,7 +80,9 @@ class MTA(ObjectiveRecommender):
         self.check_objectives(s.copy, "copy")
         self.own = s.inputs == "own"
         if self.own and any(s.copy.values()):
-            raise SettingError("MTA: 'copy' reads other behaviours: with inputs 'own' it must be {}.")
+            raise SettingError(
+                "MTA: 'copy' reads other behaviours: with inputs 'own' it must be {}."
+            )
         if s.targets == "dropped" and not s.dropout:
             raise SettingError("MTA: with dropout 0 nothing is dropped: set targets to 'all'.")
         self.met = sum(2**b * matrix.astype(np.int64) for b, matrix in enumerate(self.matrices))
