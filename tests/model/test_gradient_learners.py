@@ -14,7 +14,7 @@ from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.stage import load_stage
 
-LEARNERS = ["MAML", "ANIL", "MetaSGD", "MeLU"]
+LEARNERS = ["MAML", "ANIL", "MetaSGD", "CAVIA", "MeLU"]
 SETTINGS = dict(
     embedding_size=3, embedding_std=1.0, hidden_size=[5, 4], inner_lr=0.3, train_batch_size=12,
     item_id=True, item_fields=True, user_fields=True, support_negatives=2,
@@ -55,8 +55,9 @@ LOSS = {
 
 
 def forward(p, u, x):
-    """The perceptron of [u; x], row by row."""
-    h = torch.cat([u.expand(len(x), -1), x], dim=1)
+    """The perceptron of [u; x], row by row; of [u; context; x] where there is one."""
+    shared = torch.cat([u, p["context"]]) if "context" in p else u
+    h = torch.cat([shared.expand(len(x), -1), x], dim=1)
     first = torch.cat([p["task_weight"], p["weight_0"]])
     h = torch.relu(h @ first + p["bias_0"])
     h = torch.relu(h @ p["weight_1"] + p["bias_1"])
@@ -66,6 +67,8 @@ def forward(p, u, x):
 def naive(model, batch, loss, adapts, rates, steps, order):
     """The mean over tasks of the query's loss after the inner steps."""
     prior = dict(model.prior.items())
+    if size := getattr(model.settings, "context_size", 0):
+        prior["context"] = torch.zeros(size, requires_grad=True)
     support = model.complete(model._examples(batch, "support"))
     query, shared = model.query(batch)
     total = 0
@@ -111,7 +114,10 @@ def compare(model, batch, loss, order=2, steps=1, adapts=lambda name: True, rate
     assert moved > 4, "the gradient reaches the perceptron and the embeddings"
 
 
-ADAPTS = {"ANIL": lambda name: name.endswith("_2")}
+ADAPTS = {
+    "ANIL": lambda name: name.endswith("_2"),
+    "CAVIA": lambda name: name == "context",
+}
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -135,7 +141,7 @@ def test_other_losses_of_rows(float64, folders, name, kind, loss):
 
 @pytest.mark.parametrize("negatives", [None, 2])
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
-@pytest.mark.parametrize("name", LEARNERS[:3])
+@pytest.mark.parametrize("name", LEARNERS[:-1])
 def test_rankings(float64, folders, name, loss, negatives):
     """Support with sampled negatives; the query against the catalogue, or sampled ones."""
     losses = {"loss": loss, "inner_loss": loss}
@@ -171,7 +177,7 @@ def test_the_inner_loss_is_by_what_is_judged(float64, folders, judged, name):
     torch.testing.assert_close(loss, named.calculate_loss(batch))
 
 
-@pytest.mark.parametrize("name", LEARNERS[:3])
+@pytest.mark.parametrize("name", LEARNERS[:-1])
 def test_chunks_do_not_change_the_loss(float64, folders, name):
     whole, batch = made(folders, "rating", name)
     parts, _ = made(folders, "rating", name, chunk_size=5)

@@ -58,10 +58,15 @@ class MAML(FeatureRecommender):
         super().__init__(config, dataset)
         self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
         self.prior = make_mlp(
-            self.task_embedding.size, self.other_embedding.size, self.settings.hidden_size
+            self.shared_size, self.other_embedding.size, self.settings.hidden_size
         )
         with torch.no_grad():
             self.prior[f"bias_{len(self.settings.hidden_size)}"] += self.label_mean
+
+    @property
+    def shared_size(self) -> int:
+        """Inputs of the perceptron that all rows of a task share."""
+        return self.task_embedding.size
 
     def adapt(self, support: Examples) -> State:
         s, prior, task = self.settings, dict(self.prior.items()), support.task
