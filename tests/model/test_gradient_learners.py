@@ -14,7 +14,7 @@ from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.stage import load_stage
 
-LEARNERS = ["MAML", "ANIL", "MetaSGD", "CAVIA", "MeLU"]
+LEARNERS = ["MAML", "ANIL", "MetaSGD", "CAVIA", "BOIL", "MeLU"]
 SETTINGS = dict(
     embedding_size=3, embedding_std=1.0, hidden_size=[5, 4], inner_lr=0.3, train_batch_size=12,
     item_id=True, item_fields=True, user_fields=True, support_negatives=2,
@@ -117,6 +117,7 @@ def compare(model, batch, loss, order=2, steps=1, adapts=lambda name: True, rate
 ADAPTS = {
     "ANIL": lambda name: name.endswith("_2"),
     "CAVIA": lambda name: name == "context",
+    "BOIL": lambda name: not name.endswith("_2"),
 }
 
 

@@ -68,22 +68,27 @@ class MAML(FeatureRecommender):
         """Inputs of the perceptron that all rows of a task share."""
         return self.task_embedding.size
 
+    def adapts(self, name: str) -> bool:
+        """Whether a parameter of the layers after the first moves in the inner loop."""
+        return True
+
     def adapt(self, support: Examples) -> State:
         s, prior, task = self.settings, dict(self.prior.items()), support.task
+        after = {name: value for name, value in prior.items() if name not in _FIRST}
 
         def loss(z: Tensor, rest: Params) -> Tensor:
-            return self.inner_loss(deeper(rest, z), support.label, support.mask)
+            return self.inner_loss(deeper(after | rest, z), support.label, support.mask)
 
         start, rows = task_part(prior, task), support.x
         first = rows @ prior["weight_0"] + start  # [S, H]
-        rest = {name: value for name, value in prior.items() if name not in _FIRST}
+        rest = {name: value for name, value in after.items() if self.adapts(name)}
         moved, rest = first_layer_steps(
             loss, first, rows, task @ task + 1, rest, s.inner_lr, s.inner_steps, s.meta_order
         )
         known = task
         if s.meta_order == 1:
             rows, known = rows.detach(), task.detach()
-        state = {"offset": start - (task @ known + 1) * moved.sum(0), **rest}
+        state = {"offset": start - (task @ known + 1) * moved.sum(0), **after, **rest}
         longer = rows.shape[0] > rows.shape[1]  # not known where an export leaves S open
         if statically_known_true(longer):  # then the weights are the smaller ones
             return {"weight_0": prior["weight_0"] - rows.T @ moved, **state}
