@@ -28,7 +28,7 @@ CASES = {
         "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {},
         "EASEFoldIn": {"base": "pop"}, "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {},
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
-        "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL,
+        "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL, "Reptile": SMALL,
         "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4},
     },

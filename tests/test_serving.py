@@ -27,7 +27,7 @@ SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
     "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL,
-    "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL,
+    "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "CNP": SMALL | {"support_negatives": 2},
     "MetaRidge": {"epochs": 2, "embedding_size": 4},
 }  # fmt: skip

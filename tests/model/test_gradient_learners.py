@@ -192,3 +192,68 @@ def test_first_and_second_order_differ(float64, folders):
         model.calculate_loss(batch).backward()
         found.append(model.prior["weight_0"].grad)
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def walked(params, u, x, y, loss, rate, steps):
+    """All parameters, the task's vector and the rows of the examples after plain steps."""
+    values = [*params.values(), u, x]
+    for _ in range(steps if len(y) else 0):
+        values = [value.detach().requires_grad_() for value in values]
+        found = loss(forward(dict(zip(params, values)), *values[-2:]), y)
+        there = torch.autograd.grad(found, values, allow_unused=True)  # none: a field it has not
+        values = [v if g is None else v - rate * g for v, g in zip(values, there)]
+    return dict(zip(params, values)), values[-2], values[-1]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "inner", "outer"),
+    [("rating", "mse", "mae"), ("label", "bce", "bce"), ("implicit", "bce", "softmax")],
+)
+def test_reptile_moves_towards_where_a_task_ends(float64, folders, kind, inner, outer, steps):
+    """The gradient of the start is how far the steps on the support, then the query, lead."""
+    model, batch = made(folders, kind, "Reptile", inner_steps=steps, inner_loss=inner, loss=outer)
+    state, rate = torch.get_rng_state(), model.settings.inner_lr
+    loss = model.calculate_loss(batch)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    torch.set_rng_state(state)
+    support, (query, _) = model.complete(model._examples(batch, "support")), model.query(batch)
+    tasks, way, embedded = len(support.mask), 0, 0
+    wanted = {name: torch.zeros_like(value) for name, value in model.prior.items()}
+    for task in range(tasks):
+        here, asked = support.mask[task] > 0, query.mask[task] > 0
+        u, x = model.encode_tasks(support.task[task]), model.encode(support.x[task][here])
+        there = model.encode(query.x[task][asked])
+        start, y = dict(model.prior.items()), support.label[task][here]
+        params, v, x_end = walked(start, u, x, y, LOSS[inner], rate, steps)
+        y = query.label[task][asked]
+        params, v, there_end = walked(params, v, there, y, LOSS[outer], rate, steps)
+        for name, value in start.items():
+            wanted[name] += (value - params[name]).detach() / tasks
+            way += (value - params[name]).square().sum().item() / 2 / tasks
+        for old, new in ((u, v), (x, x_end), (there, there_end)):
+            embedded = embedded + (old * (old - new).detach()).sum() / tasks
+            way += (old - new).square().sum().item() / 2 / tasks
+    torch.testing.assert_close(loss.item(), way, rtol=1e-10, atol=0)
+    names = [name for name, _ in model.named_parameters()]
+    of_rows = torch.autograd.grad(embedded, list(model.parameters()), allow_unused=True)
+    assert any(g is not None and g.abs().max() > 1e-6 for g in of_rows), "the embeddings move, too"
+    for name, one, row in zip(names, found, of_rows, strict=True):
+        other = wanted.get(name.removeprefix("prior."), row)
+        if one is None or other is None:
+            assert one is None and other is None, name
+            continue
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_reptile_adapts_by_the_steps_on_the_support(float64, folders):
+    model, batch = made(folders, "rating", "Reptile", inner_steps=2)
+    support = model._encoded(model._examples(batch, "support"))
+    states = model._lift(model.adapt, (0,))(support)
+    everything = model.encode(model.all_others)
+    scores = model._lift(model.score, (0, None))(states, everything)
+    for task in range(len(scores)):
+        here = support.mask[task] > 0
+        x, y, u = support.x[task][here], support.label[task][here], support.task[task]
+        params, v, _ = walked(dict(model.prior.items()), u, x, y, mse_loss, 0.3, 2)
+        torch.testing.assert_close(scores[task], forward(params, v, everything))

@@ -24,13 +24,17 @@ _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 
 
 @dataclass(frozen=True)
-class MAMLSettings(LearnerSettings):
+class InnerSettings(LearnerSettings):
     hidden_size: Annotated[tuple[Size, ...], Least(1)]  # of the perceptron
     inner_loss: (
         Literal["mse", "mae", "bce", "softmax"] | None
     )  # ~: by what is judged: bce, mse, bce
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
+
+
+@dataclass(frozen=True)
+class MAMLSettings(InnerSettings):
     meta_order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
 
 
