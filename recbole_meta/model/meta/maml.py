@@ -9,7 +9,6 @@ Reference:
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -61,11 +60,8 @@ class MAML(FeatureRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
-        self.prior = make_mlp(
-            self.shared_size, self.other_embedding.size, self.settings.hidden_size
-        )
-        with torch.no_grad():
-            self.prior[f"bias_{len(self.settings.hidden_size)}"] += self.label_mean
+        hidden, size = self.settings.hidden_size, self.other_embedding.size
+        self.prior = make_mlp(self.shared_size, size, hidden, self.label_mean)
 
     @property
     def shared_size(self) -> int:
