@@ -6,6 +6,7 @@ Reference:
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,6 +15,11 @@ from recbole_meta.inner_loop import Loss, Params, sgd_steps
 from recbole_meta.model.meta.maml import MAML, InnerSettings
 from recbole_meta.model.meta_recommender import State
 from recbole_meta.model.mlp import deeper, task_part
+
+
+@dataclass(frozen=True)
+class ReptileSettings(InnerSettings):
+    """No ``meta_order``: no gradient is taken through the steps."""
 
 
 class Reptile(MAML):
@@ -29,7 +35,7 @@ class Reptile(MAML):
     :math:`\theta - \theta_K`, the mean over tasks. A task adapts by the steps on its support.
     """
 
-    settings: InnerSettings
+    settings: ReptileSettings
 
     def adapt(self, support: Examples) -> State:
         params = self._walked(self._start(support), support, self.inner_loss)
