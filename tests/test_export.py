@@ -28,7 +28,9 @@ CASES = {
         "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {},
         "EASEFoldIn": {"base": "pop"}, "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {},
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
-        "MetaSGD": SMALL, "CNP": SMALL | {"support_negatives": 2},
+        "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL, "Reptile": SMALL,
+        "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
+        "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4},
     },
     "user_cold_5_rating": {

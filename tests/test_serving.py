@@ -27,7 +27,9 @@ SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
     "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL,
-    "MetaSGD": SMALL, "CNP": SMALL | {"support_negatives": 2},
+    "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
+    "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
+    "CNP": SMALL | {"support_negatives": 2},
     "MetaRidge": {"epochs": 2, "embedding_size": 4},
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}

@@ -15,12 +15,24 @@ import torch
 from torch import Tensor, nn
 
 
-def make_mlp(task_size: int, size: int, hidden: Sequence[int]) -> nn.ParameterDict:
-    """Parameters drawn as ``nn.Linear`` draws them: uniform within 1 / sqrt(inputs)."""
+def make_mlp(
+    task_size: int, size: int, hidden: Sequence[int], start: float | Tensor = 0.0
+) -> nn.ParameterDict:
+    """Parameters drawn as ``nn.Linear`` draws them, uniform within 1 / sqrt(inputs); ``start`` is
+    added to the last bias.
+    """
+    parameters = make_body(task_size, size, [*hidden, 1])
+    with torch.no_grad():
+        parameters[f"bias_{len(hidden)}"] += start
+    return parameters
+
+
+def make_body(task_size: int, size: int, widths: Sequence[int]) -> nn.ParameterDict:
+    """The same without a score: layers of these widths, for `body`."""
     parameters = nn.ParameterDict()
-    parameters["task_weight"] = _uniform(task_size + size, task_size, hidden[0])
+    parameters["task_weight"] = _uniform(task_size + size, task_size, widths[0])
     inputs, rows = task_size + size, size
-    for layer, outputs in enumerate([*hidden, 1]):
+    for layer, outputs in enumerate(widths):
         parameters[f"weight_{layer}"] = _uniform(inputs, rows, outputs)
         parameters[f"bias_{layer}"] = _uniform(inputs, outputs)
         inputs = rows = outputs
@@ -46,8 +58,17 @@ def deeper(params: Mapping[str, Tensor], z: Tensor) -> Tensor:
 
 def hidden(params: Mapping[str, Tensor], z: Tensor) -> Tensor:
     """The last hidden layer [N, H] from the first layer's output z [N, H]."""
+    return _through(params, z, depth(params))
+
+
+def body(params: Mapping[str, Tensor], z: Tensor) -> Tensor:
+    """The last layer [N, H] of a perceptron without a score, from the first one's output z."""
+    return _through(params, z, depth(params) + 1)
+
+
+def _through(params: Mapping[str, Tensor], z: Tensor, layers: int) -> Tensor:
     h = torch.relu(z)
-    for layer in range(1, depth(params)):
+    for layer in range(1, layers):
         h = torch.relu(h @ params[f"weight_{layer}"] + params[f"bias_{layer}"])
     return h
 

@@ -62,7 +62,8 @@ def ndcg_with(fitted, user_of) -> float:
     table = np.arange(model.n_users)
     for user in fitted.prepared.tasks("test"):
         table[ids[user]] = ids[user_of(user)]
-    model.observe(model.support.of(table))
+    support = model.support.of(table)
+    model.observe(support._replace(mask=support.mask * support.label))  # negatives are added anew
     judge = Judge(fitted.prepared, "test", SHOTS, fitted.stage.dataset, fitted.choice.name)
     return judge_model(fitted.trainer, judge, fitted.stage.data["test"]).means()["ndcg@10"]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
 from recbole_meta.episode import Examples
@@ -47,9 +46,8 @@ class CNP(FeatureRecommender):
             for part in (nn.Linear(inputs, outputs), nn.ReLU())
         ]
         self.encoder = nn.Sequential(*layers, nn.Linear(widths[-1], s.context_size))
-        self.prior = make_mlp(self.task_embedding.size + s.context_size, size, s.hidden_size)
-        with torch.no_grad():
-            self.prior[f"bias_{len(s.hidden_size)}"] += self.label_mean
+        shared = self.task_embedding.size + s.context_size
+        self.prior = make_mlp(shared, size, s.hidden_size, self.label_mean)
 
     def adapt(self, support: Examples) -> State:
         label = (support.label - self.label_mean).unsqueeze(-1)  # [S, 1]

@@ -9,7 +9,6 @@ Reference:
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -24,13 +23,17 @@ _FIRST = ("task_weight", "weight_0", "bias_0")  # parameters of the first layer
 
 
 @dataclass(frozen=True)
-class MAMLSettings(LearnerSettings):
+class InnerSettings(LearnerSettings):
     hidden_size: Annotated[tuple[Size, ...], Least(1)]  # of the perceptron
     inner_loss: (
         Literal["mse", "mae", "bce", "softmax"] | None
     )  # ~: by what is judged: bce, mse, bce
     inner_lr: Positive  # alpha, of the inner loop
     inner_steps: Count  # on the support
+
+
+@dataclass(frozen=True)
+class MAMLSettings(InnerSettings):
     meta_order: Literal[1, 2]  # 2: exact meta-gradient; 1: the inner gradient is held constant
 
 
@@ -57,28 +60,35 @@ class MAML(FeatureRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
-        self.prior = make_mlp(
-            self.task_embedding.size, self.other_embedding.size, self.settings.hidden_size
-        )
-        with torch.no_grad():
-            self.prior[f"bias_{len(self.settings.hidden_size)}"] += self.label_mean
+        hidden, size = self.settings.hidden_size, self.other_embedding.size
+        self.prior = make_mlp(self.shared_size, size, hidden, self.label_mean)
+
+    @property
+    def shared_size(self) -> int:
+        """Inputs of the perceptron that all rows of a task share."""
+        return self.task_embedding.size
+
+    def adapts(self, name: str) -> bool:
+        """Whether a parameter of the layers after the first moves in the inner loop."""
+        return True
 
     def adapt(self, support: Examples) -> State:
         s, prior, task = self.settings, dict(self.prior.items()), support.task
+        after = {name: value for name, value in prior.items() if name not in _FIRST}
 
         def loss(z: Tensor, rest: Params) -> Tensor:
-            return self.inner_loss(deeper(rest, z), support.label, support.mask)
+            return self.inner_loss(deeper(after | rest, z), support.label, support.mask)
 
         start, rows = task_part(prior, task), support.x
         first = rows @ prior["weight_0"] + start  # [S, H]
-        rest = {name: value for name, value in prior.items() if name not in _FIRST}
+        rest = {name: value for name, value in after.items() if self.adapts(name)}
         moved, rest = first_layer_steps(
             loss, first, rows, task @ task + 1, rest, s.inner_lr, s.inner_steps, s.meta_order
         )
         known = task
         if s.meta_order == 1:
             rows, known = rows.detach(), task.detach()
-        state = {"offset": start - (task @ known + 1) * moved.sum(0), **rest}
+        state = {"offset": start - (task @ known + 1) * moved.sum(0), **after, **rest}
         longer = rows.shape[0] > rows.shape[1]  # not known where an export leaves S open
         if statically_known_true(longer):  # then the weights are the smaller ones
             return {"weight_0": prior["weight_0"] - rows.T @ moved, **state}
