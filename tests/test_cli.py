@@ -20,6 +20,7 @@ COMMANDS = [
     "run",
     "benchmark",
     "table",
+    "multitask",
     "keep",
     "recompute",
     "adapt",
