@@ -17,8 +17,8 @@ from typing import Any, Literal
 from recbole_meta.benchmark import Row, Settings, read_row
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.data.objectives import Objectives
-from recbole_meta.data.prepare import sha256
 from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.objectives import metric_name
 from recbole_meta.fitting import thread_limit
 from recbole_meta.objective_fitting import (
@@ -27,6 +27,7 @@ from recbole_meta.objective_fitting import (
     fit_objectives,
     multitask_model,
 )
+from recbole_meta.search import digest
 from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
 from recbole_meta.tracking import (
     check_writable,
@@ -170,7 +171,7 @@ class _RowRun:
 
     def _trial(self, trial: Settings) -> Settings:
         """The means on valid with these settings."""
-        file = self.folder / "search" / f"{_hash(trial)}.json"
+        file = self.folder / "search" / f"{digest(trial)}.json"
         wanted = self._made_by(trial, self.page.seeds[0])
         found = _read(file)
         if found is None or found | wanted != found:
@@ -184,7 +185,7 @@ class _RowRun:
 
     def _keep(self, trial: Settings, fit: ObjectiveFit) -> None:
         """Only fits that are the best of some objective so far."""
-        self._fits[_hash(trial)] = fit
+        self._fits[digest(trial)] = fit
         best = {
             max(self._fits, key=lambda key: self._score_of(self._fits[key].valid.means(), name))
             for name in self.behaviours.objectives
@@ -196,7 +197,7 @@ class _RowRun:
 
     def _test(self, settings: Settings, seed: int) -> str:
         """The folder of a run, below the page's."""
-        folder = self.folder / f"seed{seed}-{_hash(settings)}"
+        folder = self.folder / f"seed{seed}-{digest(settings)}"
         name = folder.relative_to(self.root).as_posix()
         group = self.row.group or multitask_model(self.row.model).group
         wanted = {"group": group, **self._made_by(settings, seed)}
@@ -204,7 +205,7 @@ class _RowRun:
         whole = (folder / "tasks.npz").is_file()
         if whole and found is not None and found | wanted == found:
             return name
-        kept = self._fits.get(_hash(settings)) if seed == self.page.seeds[0] else None
+        kept = self._fits.get(digest(settings)) if seed == self.page.seeds[0] else None
         fit = kept or self._fit(settings, seed)
         judged = fit.test(self.behaviours)
         result = wanted | {
@@ -226,11 +227,6 @@ class _RowRun:
         return name
 
 
-def slug(name: str) -> str:
-    """A row's name as that of a file."""
-    return "".join(letter for letter in name if letter.isalnum())
-
-
 def _read(file: Path) -> dict[str, Any] | None:
     """What a file of a finished step holds; None where it is not there, or damaged."""
     try:
@@ -238,7 +234,3 @@ def _read(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _hash(settings: Settings) -> str:
-    return sha256(json.dumps(settings, sort_keys=True).encode())[:8]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_meta.errors import DataError
+from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 from recbole_meta.settings import load_properties, load_yaml
 
@@ -64,7 +65,7 @@ def multitask_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
 
 def _unit(root: Path, row: str) -> dict[str, Any]:
     """What the search of a row chose, and where its runs are."""
-    file = root / f"{''.join(letter for letter in row if letter.isalnum())}.json"
+    file = root / f"{slug(row)}.json"
     try:
         unit: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -32,7 +32,7 @@ from recbole_meta.data.prepare import (
     write_recbole,
     write_side,
 )
-from recbole_meta.data.prepared import PreparedFolder
+from recbole_meta.data.prepared import PreparedFolder, pairs_of
 from recbole_meta.errors import DataError, LeakError, nearest
 from recbole_meta.settings import load_yaml
 
@@ -192,7 +192,7 @@ class Behaviours(PreparedFolder):
     def novel(self, split: str, objective: str) -> pd.DataFrame:
         """The positives whose pair has no behaviour in train."""
         rows = self.positives(split, objective)
-        return rows[~_pairs(rows).isin(_pairs(self.known("train")))]
+        return rows[~pairs_of(rows).isin(pairs_of(self.known("train")))]
 
     def tasks(self, split: str, objective: str) -> list[str]:
         """The users with a positive there, tokens ascending: who is judged."""
@@ -202,8 +202,8 @@ class Behaviours(PreparedFolder):
         """Raise where a behaviour's pair stands in two splits, or a label would be an input."""
         for name in self.objectives:
             for one, other in combinations(SPLITS, 2):
-                there = _pairs(self.positives(one, name))
-                known = there[there.isin(_pairs(self.positives(other, name)))]
+                there = pairs_of(self.positives(one, name))
+                known = there[there.isin(pairs_of(self.positives(other, name)))]
                 if len(known):
                     raise LeakError(
                         f"{self.name}: {len(known)} pairs of objective '{name}' are in '{one}' and "
@@ -220,11 +220,6 @@ class Behaviours(PreparedFolder):
                     f"{self.name}: '{field}', the label of objective '{labels[field]}', is loaded "
                     "from .inter and would become an input."
                 )
-
-
-def _pairs(rows: pd.DataFrame) -> "pd.Index[Any]":
-    """'user<tab>item' of each row."""
-    return pd.Index(rows["user"] + "\t" + rows["item"])
 
 
 def codes(

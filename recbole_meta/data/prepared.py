@@ -140,7 +140,7 @@ class Prepared(PreparedFolder):
     def warm_rows(self, phase: str) -> pd.DataFrame:
         """The rows of the phase's training file that are not the support of a cold task."""
         rows = self.rows(self.train_name(phase, self.shots[0]))
-        return rows[~_pairs(rows).isin(_pairs(self.support_in_train(phase)))]
+        return rows[~pairs_of(rows).isin(pairs_of(self.support_in_train(phase)))]
 
     def cold_tasks(self, phase: str) -> set[str]:
         """The tasks that are judged from the phase's training file."""
@@ -157,7 +157,7 @@ class Prepared(PreparedFolder):
     def check_leaks(self) -> None:
         """Raise where a training file knows a query pair, a cold user too well, or the future."""
         for phase in self.description["train"]:
-            query = _pairs(self.rows(phase))
+            query = pairs_of(self.rows(phase))
             if query.empty:
                 raise DataError(f"{self.name}: phase '{phase}' has no query row.")
             tasks = self.tasks(phase)
@@ -165,7 +165,7 @@ class Prepared(PreparedFolder):
                 raise LeakError(f"{self.name}: the {self.side}s of '{phase}' are not its tasks.")
             for k in self.shots:
                 self._check_training_file(phase, k, query)
-            known = _pairs(self.early_rows(phase)).intersection(query)
+            known = pairs_of(self.early_rows(phase)).intersection(query)
             if len(known):
                 raise LeakError(
                     f"{self.name}: {len(known)} query pairs of '{phase}' are in the reserve, whose "
@@ -178,7 +178,7 @@ class Prepared(PreparedFolder):
     def _check_training_file(self, phase: str, k: int, query: "pd.Index[Any]") -> None:
         name = self.train_name(phase, k)
         rows = self.rows(name)
-        known = _pairs(rows).intersection(query)
+        known = pairs_of(rows).intersection(query)
         if len(known):
             raise LeakError(
                 f"{self.name}: {len(known)} query pairs of '{phase}' are in '{name}', "
@@ -215,7 +215,7 @@ class Prepared(PreparedFolder):
             self._check_met(phase, name, rows, self.candidates(phase))
         if not self.held_out:
             return
-        absent = ~_pairs(support).isin(_pairs(rows))
+        absent = ~pairs_of(support).isin(pairs_of(rows))
         if absent.any():
             row = support[absent].iloc[0]
             raise LeakError(
@@ -223,7 +223,7 @@ class Prepared(PreparedFolder):
                 f"e.g. user '{row['user']}' and item '{row['item']}'."
             )
         if state[1] == "c":
-            warm = rows[~_pairs(rows).isin(_pairs(support))]
+            warm = rows[~pairs_of(rows).isin(pairs_of(support))]
             self._check_met(phase, name, warm, {*self.rows(phase)["item"], *support["item"]})
 
     def _check_met(self, phase: str, name: str, rows: pd.DataFrame, cold: set[str]) -> None:
@@ -260,7 +260,7 @@ class Prepared(PreparedFolder):
                 )
 
 
-def _pairs(rows: pd.DataFrame) -> "pd.Index[Any]":
+def pairs_of(rows: pd.DataFrame) -> "pd.Index[Any]":
     """'user<tab>item' of each row."""
     return pd.Index(rows["user"] + "\t" + rows["item"])
 
