@@ -32,6 +32,7 @@ from recbole_meta.data.protocol import (
     UserColdCurve,
     UserColdGlobal,
     UserColdK,
+    UserColdRange,
 )
 from recbole_meta.data.states import FourStates
 from recbole_meta.errors import DataError, SettingError, nearest
@@ -42,7 +43,15 @@ _log = logging.getLogger(__name__)
 FORMAT = 1
 PROTOCOLS: dict[str, type[ColdStart]] = {
     cls.kind: cls
-    for cls in (UserColdK, UserColdCurve, UserColdGlobal, FourStates, ItemCold, BothCold)
+    for cls in (
+        UserColdK,
+        UserColdRange,
+        UserColdCurve,
+        UserColdGlobal,
+        FourStates,
+        ItemCold,
+        BothCold,
+    )
 }
 LABEL = "label"
 _COMMENT = "# Plain RecBole: config_file_list [this file], data_path: the parent of this folder.\n"
@@ -425,7 +434,7 @@ def recbole_settings(
 ) -> dict[str, Any]:
     """What makes plain RecBole read the folder: columns, files, no filter, no normalisation."""
     k = protocol.support_sizes[-1]
-    train = "train" if protocol.kind == "user_cold_k" else f"train_{k}"
+    train = "train" if isinstance(protocol, UserColdK) else f"train_{k}"
     target = {"implicit": None, "rating": fields.rating, "label": LABEL}[protocol.feedback]
     load_col = {"inter": [fields.user, fields.item, *([target] if target else [])]}
     for side, field, features in (

@@ -6,6 +6,7 @@ order of the file. Cold users come from ``default_rng(seed).permutation(eligible
 sorted as strings; users with too few rows are not eligible and stay warm.
 
 - ``UserColdK``: support = the first k rows, query = all later rows. Plain RecBole can run it.
+- ``UserColdRange``: the same, of users with ``least`` to ``most`` rows.
 - ``UserColdCurve``: the first ``reserve`` rows are never candidates, support = the first k of them,
   so that all k share one query and one candidate set; the primary query is the ``horizon`` rows
   after the reserve.
@@ -136,14 +137,41 @@ class UserColdK(ColdStart):
     def query_start(self) -> int:
         return self.shots
 
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """How many rows a cold user has, at least and at most."""
+        return self.shots + 1, None
+
     def apply(self, rows: Rows) -> Split:
         history = History(rows, self.order, order_seed(self.seed, self.split, self.folds))
-        cold = draw(history.eligible(self.shots + 1), self.seed, self.split, self.folds)
+        cold = draw(history.eligible(*self.lengths), self.seed, self.split, self.folds)
         is_cold = history.belongs(cold["valid"]) | history.belongs(cold["test"])
         files = {"train": history.rows(~is_cold | (history.position < self.shots))}
         for phase, users in cold.items():
             files[phase] = history.rows(history.belongs(users) & (history.position >= self.shots))
         return Split(files, dict.fromkeys(PHASES, "train"), cold, {}, history.n_eligible)
+
+
+@dataclass(frozen=True)
+class UserColdRange(UserColdK):
+    """The same, of users whose histories are neither short nor long."""
+
+    least: int  # rows of a cold user
+    most: int
+
+    kind = "user_cold_range"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shots < self.least <= self.most:
+            raise SettingError(
+                f"'shots', 'least' and 'most' must ascend, the first two strictly, found "
+                f"{self.shots}, {self.least}, {self.most}."
+            )
+
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        return self.least, self.most
 
 
 @dataclass(frozen=True)
@@ -289,12 +317,13 @@ class History:
         self.position = np.arange(len(self.user)) - start[self.user]  # [N], from 0
         self.n_eligible = 0
 
-    def eligible(self, least: int) -> Ints:
-        """Users with at least ``least`` rows, ascending."""
-        users = np.flatnonzero(self.length >= least)
+    def eligible(self, least: int, most: int | None = None) -> Ints:
+        """Users with ``least`` to ``most`` rows, ascending."""
+        users = np.flatnonzero((self.length >= least) & (self.length <= (most or np.inf)))
         if not len(users):
+            wanted = f"{least} rows" if most is None else f"{least} to {most} rows"
             raise DataError(
-                f"No {self._task} has the {least} rows that this protocol needs: the longest "
+                f"No {self._task} has the {wanted} that this protocol needs: the longest "
                 f"history has {self.length.max(initial=0)}."
             )
         self.n_eligible = len(users)

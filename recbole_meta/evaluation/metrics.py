@@ -27,7 +27,8 @@ Ints = NDArray[np.intp]
 
 SMALLER_IS_BETTER: frozenset[str] = frozenset({"mae", "rmse", "logloss"})
 
-GRADED_CUTOFFS = (1, 3)
+GRADED_CUTOFFS = (1, 3, 5)
+BEST = 5  # the best rated rows of a query that count as its relevant ones
 CLIP = 1e-7  # log loss: predictions are kept this far from 0 and 1
 
 
@@ -124,13 +125,15 @@ def rating_metrics(
     task, label, prediction: [N], rows in any order, task in 0..T-1, at least one row per task.
     ``ndcg_linear@c`` takes the label as gain, ``ndcg_exp@c`` takes 2^label - 1; rows of equal
     prediction share their mean gain; nan for a task whose labels are all 0, and for every task
-    where a label is negative: such a scale has no gains.
+    where a label is negative: such a scale has no gains. ``precision_best@5`` and ``ndcg_best@5``
+    take the five rows of the largest labels as relevant, rows tied at the fifth in expectation.
     """
     task, label, prediction, count = _rows(task, label, prediction, n_tasks)
     error = prediction - label
     values = {
         "mae": _sums(task, np.abs(error)) / count,
         "rmse": np.sqrt(_sums(task, error**2) / count),
+        **_best_rated(task, label, prediction, count),
     }
     if (label < 0).any():
         graded = (f"ndcg_{name}@{c}" for name in ("linear", "exp") for c in GRADED_CUTOFFS)
@@ -150,6 +153,23 @@ def rating_metrics(
             ideal = _sums(by_task, gain[ideal_order] * discount)
             values[f"ndcg_{name}@{cutoff}"] = _divide(dcg, ideal)
     return values
+
+
+def _best_rated(task: Ints, label: Floats, prediction: Floats, count: Ints) -> dict[str, Floats]:
+    """Precision and binary nDCG at 5 where the five rows of the largest labels are relevant."""
+    order, ideal_order = np.lexsort((-prediction, task)), np.lexsort((-label, task))
+    by_task = task[order]
+    place, ties = _places_and_ties(by_task, prediction[order], count)
+    _, label_ties = _places_and_ties(by_task, label[ideal_order], count)
+    relevant = np.empty(len(task))
+    relevant[ideal_order] = _group_mean(label_ties, (place < BEST).astype(np.float64))
+    expected = _group_mean(ties, relevant[order])
+    first = place < BEST
+    discount = np.where(first, 1 / np.log2(place + 2), 0)
+    return {
+        f"precision_best@{BEST}": _sums(by_task, expected * first) / np.minimum(count, BEST),
+        f"ndcg_best@{BEST}": _sums(by_task, expected * discount) / _sums(by_task, discount),
+    }
 
 
 def label_metrics(

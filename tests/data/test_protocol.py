@@ -15,6 +15,7 @@ from recbole_meta.data.protocol import (
     UserColdCurve,
     UserColdGlobal,
     UserColdK,
+    UserColdRange,
     draw,
     pair_hash,
 )
@@ -29,6 +30,10 @@ MASK = 2**64 - 1
 
 def user_cold_k(**changes) -> UserColdK:
     return UserColdK(**COMMON | dict(shots=2, folds=0) | changes)
+
+
+def user_cold_range(**changes) -> UserColdRange:
+    return UserColdRange(**COMMON | dict(shots=2, folds=0, least=4, most=6) | changes)
 
 
 def user_cold_curve(**changes) -> UserColdCurve:
@@ -391,3 +396,30 @@ def test_order_time_without_times_is_refused() -> None:
     rows = replace(table([8] * 40, seed=0, n_times=1), time=None)
     with pytest.raises(DataError, match=r"order 'time' needs a time field"):
         user_cold_curve().apply(rows)
+
+
+@some_tables
+@given(st.lists(st.integers(1, 9), min_size=40, max_size=60), st.integers(0, 99))
+def test_a_range_judges_only_users_with_as_many_rows(lengths: list[int], seed: int) -> None:
+    rows = table(lengths, seed, n_times=3)
+    eligible = {user for user, length in enumerate(lengths) if 4 <= length <= 6}
+    assume(len(eligible) > 9)
+    split, whole = user_cold_range().apply(rows), user_cold_k().apply(rows)
+    cold = {*split.tasks["valid"].tolist(), *split.tasks["test"].tolist()}
+    assert cold <= eligible and split.eligible == len(eligible) < whole.eligible + 1
+    kept = split.files["train"]
+    for user, length in enumerate(lengths):
+        assert (rows.user[kept] == user).sum() == (2 if user in cold else length)
+    for phase in PHASES:
+        assert len(split.files[phase]) == sum(lengths[user] - 2 for user in split.tasks[phase])
+
+
+@pytest.mark.parametrize("changes", [dict(least=2), dict(least=7), dict(most=3)])
+def test_a_range_ascends(changes) -> None:
+    with pytest.raises(SettingError, match="'shots', 'least' and 'most' must ascend"):
+        user_cold_range(**changes)
+
+
+def test_a_range_without_users() -> None:
+    with pytest.raises(DataError, match="No user has the 4 to 6 rows"):
+        user_cold_range().apply(table([9] * 20, 0, n_times=3))

@@ -246,7 +246,7 @@ def test_rating_metrics_against_plain_loops(tasks, seed):
         errors = [p - y for y, p in rows]
         assert found["mae"][i] == pytest.approx(sum(map(abs, errors)) / len(rows))
         assert found["rmse"][i] == pytest.approx((sum(e * e for e in errors) / len(rows)) ** 0.5)
-        for cutoff in (1, 3):
+        for cutoff in (1, 3, 5):
             for name, gain in (("linear", float), ("exp", lambda y: 2**y - 1)):
                 expected = plain_graded(labels, predictions, gain, cutoff)
                 value = found[f"ndcg_{name}@{cutoff}"][i]
@@ -257,8 +257,8 @@ def test_rating_metrics_by_hand():
     # Task 1 is ranked worst first: gains 1, 3, 5 against the ideal 5, 3, 1. Task 0 has no gain.
     found = rating_metrics([1, 0, 1, 1], [5, 0, 1, 3], [1.0, 2.0, 3.0, 2.0], 2)
     assert set(found) == {"mae", "rmse"} | {
-        f"ndcg_{g}@{c}" for g in ("linear", "exp") for c in (1, 3)
-    }
+        f"ndcg_{g}@{c}" for g in ("linear", "exp") for c in (1, 3, 5)
+    } | {"precision_best@5", "ndcg_best@5"}
     np.testing.assert_allclose(found["mae"], [2, 7 / 3])
     np.testing.assert_allclose(found["rmse"], [2, (21 / 3) ** 0.5])
     np.testing.assert_allclose(found["ndcg_linear@1"], [np.nan, 1 / 5])
@@ -285,6 +285,40 @@ def test_constant_prediction_gets_what_random_orders_get():
     untied = rating_metrics(*rows, len(orders))
     for name in ("ndcg_linear@1", "ndcg_linear@3", "ndcg_exp@1", "ndcg_exp@3"):
         assert constant[name].item() == pytest.approx(untied[name].mean()), name
+
+
+def test_best_rated_of_a_constant_prediction_and_of_tied_labels():
+    # Ten rows: a constant finds half of five relevant ones. Labels 5, 4 x 5, 1 x 4: the first row
+    # is relevant for sure, each 4 with probability 4 / 5.
+    labels = np.array([5, 4, 4, 4, 4, 4, 1, 1, 1, 1.0])
+    constant = rating_metrics([0] * 10, labels, [3.0] * 10, 1)
+    assert constant["precision_best@5"] == pytest.approx(0.5)
+    assert constant["ndcg_best@5"] == pytest.approx(0.5)
+    worst_first = rating_metrics([0] * 10, labels, np.arange(10.0), 1)
+    assert worst_first["precision_best@5"] == pytest.approx(0.8 / 5)
+    best_first = rating_metrics([0] * 10, labels, -np.arange(10.0), 1)
+    assert best_first["precision_best@5"] == pytest.approx((1 + 4 * 0.8) / 5)
+    discount = 1 / np.log2(np.arange(2, 7))
+    by_hand = (discount[0] + 0.8 * discount[1:].sum()) / discount.sum()
+    assert best_first["ndcg_best@5"] == pytest.approx(by_hand)
+    few = rating_metrics([0, 0], [5, 1], [1.0, 2.0], 1)
+    assert few["precision_best@5"] == few["ndcg_best@5"] == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks=row_tasks(st.integers(1, 3), st.integers(0, 9), 8), seed=st.integers(0, 99))
+def test_best_rated_against_drawn_orders(tasks, seed):
+    found = rating_metrics(*rows_of(tasks, seed), len(tasks))["precision_best@5"]
+    random = np.random.default_rng(seed)
+    for i, rows in enumerate(tasks):
+        label, prediction = np.array(rows, dtype=float).T
+        size, values = min(5, len(rows)), []
+        for _ in range(400):
+            key = random.random((2, len(rows)))
+            best = np.lexsort((key[0], -label))[:size]
+            listed = np.lexsort((key[1], -prediction))[:size]
+            values.append(len({*best} & {*listed}) / size)
+        assert found[i] == pytest.approx(np.mean(values), abs=0.12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -338,8 +372,8 @@ def test_a_scale_with_negative_labels_has_no_gains():
     """Not for the users without a negative one, either: they are no sample of all."""
     found = rating_metrics([0, 0, 1], [-9000, 2, 3], [0.0, 1.0, 1.0], 2)
     np.testing.assert_allclose(found["mae"], [9001 / 2, 2])
-    graded = {name: value for name, value in found.items() if name.startswith("ndcg")}
-    assert list(found) == list(rating_metrics([0], [1], [1], 1)) and len(graded) == 4
+    graded = {name: value for name, value in found.items() if name.startswith(("ndcg_l", "ndcg_e"))}
+    assert list(found) == list(rating_metrics([0], [1], [1], 1)) and len(graded) == 6
     assert all(np.isnan(value).all() and value.shape == (2,) for value in graded.values())
 
 

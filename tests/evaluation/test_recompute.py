@@ -202,6 +202,21 @@ def graded(pairs, gain, cut: int) -> float:
     return sum(map(math.prod, zip(shared, discount))) / sum(map(math.prod, zip(ideal, discount)))
 
 
+BY_PLACE = [1 / math.log2(place + 2) for place in range(5)]
+
+
+def best_rated(pairs, weight) -> float:
+    """The weights of the places that the five best rated rows take; ties share their mean."""
+    labels = sorted((label for label, _ in pairs), reverse=True)
+    share = {y: sum(labels[i] == y for i in range(min(5, len(labels)))) / labels.count(y)
+             for y in labels}  # fmt: skip
+    groups = defaultdict(list)
+    for label, prediction in pairs:
+        groups[prediction].append(share[label])
+    shared = [sum(g) / len(g) for _, g in sorted(groups.items(), reverse=True) for _ in g]
+    return sum(map(math.prod, zip(shared, weight))) / sum(weight[: len(pairs)])
+
+
 @pytest.mark.parametrize("case", RATINGS, ids=ids)
 def test_ratings_follow_from_files_and_plain_python(judged, case):
     folder, prepared = judged(*case)
@@ -212,6 +227,10 @@ def test_ratings_follow_from_files_and_plain_python(judged, case):
         "rmse": [math.sqrt(sum((y - p) ** 2 for y, p in rows) / len(rows)) for rows in tasks],
         "ndcg_linear@1": [graded(rows, lambda y: y, 1) for rows in tasks],
         "ndcg_linear@3": [graded(rows, lambda y: y, 3) for rows in tasks],
+        "ndcg_linear@5": [graded(rows, lambda y: y, 5) for rows in tasks],
+        "ndcg_exp@5": [graded(rows, lambda y: 2**y - 1, 5) for rows in tasks],
+        "precision_best@5": [best_rated(rows, [1 / 5] * 5) for rows in tasks],
+        "ndcg_best@5": [best_rated(rows, BY_PLACE) for rows in tasks],
         "ndcg_exp@1": [graded(rows, lambda y: 2**y - 1, 1) for rows in tasks],
         "ndcg_exp@3": [graded(rows, lambda y: 2**y - 1, 3) for rows in tasks],
     }
