@@ -175,6 +175,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", default="results", help="where the table is written")
 
     sub = command(
+        "groups",
+        "Write how a benchmark's champions serve groups of users.",
+        "groups ml_1m --k 5",
+        _groups,
+    )
+    sub.add_argument("name", help="a file of properties/benchmark, or a path ending in .yaml")
+    sub.add_argument("--k", type=int, default=5, help="rows of the support")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the table is written")
+    sub.add_argument("--prepared_path", default="dataset/prepared", help="prepared folders")
+
+    sub = command(
         "multitask",
         "Run what is missing of a table of multi-task models, and write it.",
         "multitask jd --data_path ../shared/data",
@@ -450,6 +462,14 @@ def _table(options: argparse.Namespace) -> None:
     from recbole_meta.report import benchmark_table
 
     for path in benchmark_table(options.name, Path(options.runs), Path(options.results)):
+        print(path)
+
+
+def _groups(options: argparse.Namespace) -> None:
+    from recbole_meta.groups import groups_table
+
+    where = (Path(options.runs), Path(options.results), Path(options.prepared_path))
+    for path in groups_table(options.name, *where, options.k):
         print(path)
 
 

@@ -46,12 +46,12 @@ def benchmark_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     rows: list[dict[str, Any]] = []
     sections = []
     for judging in file["settings"]:
-        by_k = _entries(root, judging, file)
+        by_k = entries_of(root, judging, file)
         if not by_k:
             raise DataError(
                 f"{root / judging['name']}: no finished run. Run 'recbole-meta benchmark {name}'."
             )
-        query = _primary(by_k)
+        query = primary_of(by_k)
         section = [
             row
             for k, e in sorted(by_k.items())
@@ -107,7 +107,7 @@ def _unit(file: Path) -> dict[str, Any]:
     return unit
 
 
-def _entries(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dict[int, list[Entry]]:
+def entries_of(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dict[int, list[Entry]]:
     """k -> the rows that have all splits with all seeds."""
     found: dict[tuple[int, str], list[RunFiles]] = {}
     for unit in _units(root, judging):
@@ -123,7 +123,7 @@ def _entries(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dict[
     return by_k
 
 
-def _primary(by_k: dict[int, list[Entry]]) -> str:
+def primary_of(by_k: dict[int, list[Entry]]) -> str:
     """The primary query of an entry: that of its own runs (RecBole's may be another entry's)."""
     entries = [entry for entries in by_k.values() for entry in entries]
     own = next((entry for entry in entries if entry.group != "recbole"), entries[0])
@@ -154,7 +154,7 @@ def _failed(
     primary: str,
 ) -> Iterator[dict[str, Any]]:
     """A row without figures for each k of the entry's that a failed unit left out."""
-    lead = _lead({"metrics": {row["metric"] for row in rows}})
+    lead = lead_of({"metrics": {row["metric"] for row in rows}})
     shots = sorted({row["k"] for row in rows})
     there = {(row["model"], row["k"]) for row in rows}
     wanted = _wanted(judging, file)
@@ -185,7 +185,7 @@ def _failures(root: Path) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _lead(result: dict[str, Any]) -> str:
+def lead_of(result: dict[str, Any]) -> str:
     """The metric that champions are named by."""
     return next(metric for metric in _LEAD if metric in result["metrics"])
 
@@ -195,7 +195,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     primary one.
     """
     about = entries[0].runs[0].result
-    lead = _lead(about)
+    lead = lead_of(about)
     floor = champion(entries, ["floor"], primary, lead)
     cf = champion(entries, _CF, primary, lead)
     champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, lead))}
@@ -241,7 +241,7 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
 
     The lengths of histories are slices of the query that has all rows, where it is the primary one.
     """
-    lead = _lead(entry.runs[0].result)
+    lead = lead_of(entry.runs[0].result)
     for query in dict.fromkeys(query for run in entry.runs for query in run.result["slices"]):
         if query == primary:
             metrics = list(entry.runs[0].result["metrics"])
@@ -351,7 +351,7 @@ class Section:
     @property
     def lead(self) -> str:
         """The metric that champions are named by."""
-        return _lead({"metrics": {row["metric"] for row in self.rows}})
+        return lead_of({"metrics": {row["metric"] for row in self.rows}})
 
     @property
     def order(self) -> str:

@@ -20,6 +20,7 @@ COMMANDS = [
     "run",
     "benchmark",
     "table",
+    "groups",
     "multitask",
     "keep",
     "recompute",

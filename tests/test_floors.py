@@ -49,6 +49,7 @@ FLOORS = {
     "terminal": 4,
     "quick_start": 4,
     "benchmark": 4,
+    "groups": 4,
     "kept": 4,
     "report": 4,
     "cli": 4,
