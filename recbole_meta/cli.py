@@ -186,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", default="results", help="where the table is written")
     sub.add_argument("--prepared_path", default="dataset/prepared", help="prepared folders")
 
+    sub = command("cards", "Write a reproduction card per published learner.", "cards", _cards)
+    sub.add_argument("--results", default="results", help="where tables are, and cards are written")
+
     sub = command(
         "multitask",
         "Run what is missing of a table of multi-task models, and write it.",
@@ -470,6 +473,13 @@ def _groups(options: argparse.Namespace) -> None:
 
     where = (Path(options.runs), Path(options.results), Path(options.prepared_path))
     for path in groups_table(options.name, *where, options.k):
+        print(path)
+
+
+def _cards(options: argparse.Namespace) -> None:
+    from recbole_meta.cards import write_cards
+
+    for path in write_cards(Path(options.results)):
         print(path)
 
 

@@ -21,6 +21,7 @@ COMMANDS = [
     "benchmark",
     "table",
     "groups",
+    "cards",
     "multitask",
     "keep",
     "recompute",

@@ -50,6 +50,7 @@ FLOORS = {
     "quick_start": 4,
     "benchmark": 4,
     "groups": 4,
+    "cards": 4,
     "kept": 4,
     "report": 4,
     "cli": 4,
