@@ -5,6 +5,8 @@ The learners that a benchmark trained are judged on test once more, without trai
 - ``steps``: with 0 to 10 inner steps, where they take any;
 - ``controls``: with shuffled labels of the support, another user's support, an empty one. The gain
   is paired over users: the mean of (own support - control), above zero: the support helped.
+- ``cost``: seconds of the trainings (the mean over splits, as they were run), milliseconds to adapt
+  to one user's support (the median of 50 users, one after the other), bytes of his state.
 
     python benchmarks/adaptation.py engine --json results/engine/adaptation.json
     python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
@@ -14,6 +16,7 @@ The benchmark must have run: its runs hold the trained models. Beside the JSON a
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +37,7 @@ from recbole_meta.stage import load_stage
 from recbole_meta.unit import Site
 
 STEPS = range(11)
+TIMED = 50  # users whose adapting is timed
 
 
 class Learner:
@@ -42,7 +46,11 @@ class Learner:
     def __init__(self, site: Site, judging: Judging, split: int, row: Row) -> None:
         self.choice, self.prepared = choose_model(row.model), site.prepared(judging, split)
         folder = site.folder / judging.name / str(split)
-        chosen = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))["chosen"]
+        unit = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))
+        chosen = unit["chosen"]
+        run = site.folder / next(iter(unit["runs"].values()))
+        seconds = json.loads((run / "result.json").read_text("utf-8"))["seconds"]
+        self.train_seconds = seconds["fit"]
         settings = next(iter(chosen.values()))  # one training for all k
         seed = site.benchmark.seed
         self.stage = load_stage(
@@ -78,6 +86,19 @@ class Learner:
             model.settings = trained
         values = found.metrics[found.primary][self.metric]
         return dict(zip(found.arrays["task"].tolist(), values.tolist(), strict=True))
+
+    def cost(self) -> tuple[float, int]:
+        """Milliseconds to adapt to one support, and bytes of the state, as judged last."""
+        model, took = self.trainer.model, []
+        size = 0
+        users = (model.support.mask.sum(1) > 0).nonzero().squeeze(1)[:TIMED]  # [T]
+        with torch.no_grad():
+            for user in users.split(1):
+                start = time.perf_counter()
+                state = model.adapt_tasks(user)
+                took.append(time.perf_counter() - start)
+                size = sum(part.nbytes for part in state.values())
+        return 1e3 * float(np.median(took)), size
 
 
 def pooled(learners: Sequence[Learner], k: int, **how: Any) -> Any:
@@ -115,6 +136,13 @@ def examine(site: Site, judging: Judging, row: Row) -> Iterator[dict[str, Any]]:
                 "gain": round(gain.mean, 4), "low": round(gain.low, 4), "high": round(gain.high, 4),
                 "p": wilcoxon_p(own, values),
             }  # fmt: skip
+    pooled(learners, k)  # its supports are those that the cost is of
+    costs = [learner.cost() for learner in learners]
+    yield about | {
+        "k": k, "cost": "cost", "adapt_ms": round(float(np.mean([ms for ms, _ in costs])), 3),
+        "state_bytes": max(size for _, size in costs),
+        "train_seconds": round(float(np.mean([each.train_seconds for each in learners])), 1),
+    }  # fmt: skip
 
 
 def mean(values: Any) -> float:
@@ -141,6 +169,12 @@ def page(name: str, found: list[dict[str, Any]]) -> str:
             lines += table("n = ", "steps", STEPS, here, step_cell)
         lines += ["", f"## {entry}: {metric}, and gain over a control", ""]
         lines += table("", "control", ["own", *CONTROLS], here, control_cell)
+        costs = [row for row in here if "cost" in row]
+        if costs:
+            lines += ["", f"## {entry}: cost", ""]
+            lines += ["| model | training, s | adapting to k rows, ms | k | state, bytes |"]
+            lines += ["|---" * 5 + "|"]
+            lines += [cost_line(row) for row in costs]
     return "\n".join(lines) + "\n"
 
 
@@ -166,6 +200,11 @@ def table(
 def step_cell(row: dict[str, Any]) -> str:
     mean = "diverges" if row["mean"] is None else f"{row['mean']:.3f}"
     return f"**{mean}**" if row["steps"] == row["trained"] else mean
+
+
+def cost_line(row: dict[str, Any]) -> str:
+    cells = (row["model"], row["train_seconds"], row["adapt_ms"], row["k"], row["state_bytes"])
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def control_cell(row: dict[str, Any]) -> str:

@@ -49,3 +49,9 @@ def test_the_page_marks_what_was_trained_and_what_diverges(program) -> None:
     cells = ["MAML", "5", "0.500", "**0.500**", *["diverges"] * 9]
     assert f"| {' | '.join(cells)} |" in text
     assert "| MAML | 5 | 0.500 |  |  | +0.100 [+0.050, +0.150]* |" in text
+
+
+def test_the_page_has_what_a_learner_costs(program) -> None:
+    about = {"entry": "time", "model": "MAML", "metric": "mae", "k": 5}
+    cost = {"cost": "cost", "adapt_ms": 1.25, "state_bytes": 4096, "train_seconds": 61.5}
+    assert "| MAML | 61.5 | 1.25 | 5 | 4096 |" in program.page("made", [about | cost])
