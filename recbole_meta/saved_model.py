@@ -57,7 +57,8 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
             for kind in ("item", "user")
         }
         pool = state.get("pool", torch.zeros(0))  # where it has one it is a buffer
-        facts = Facts(side, content["feedback"], 0.0, pool, fields["item"], fields["user"])
+        grades = (state.get(name, torch.zeros(0)) for name in ("grades", "grade_share"))
+        facts = Facts(side, content["feedback"], 0.0, pool, fields["item"], fields["user"], *grades)
     user, item = content["user_field"], content["item_field"]
     config = content["settings"] | {
         "USER_ID_FIELD": user, "ITEM_ID_FIELD": item,

@@ -1,9 +1,11 @@
 """What a learner with fields is built from: of a training dataset, or of a file without one."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.dataset import Dataset
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from recbole_meta.data.features import Field, read_fields
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import warm_users
 from recbole_meta.errors import DataError, SettingError
+
+MOST_GRADES = 20  # different ratings of a scale that is one of grades
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Facts:
     pool: Tensor  # ids of the items that warm users have, or of the users that warm items have
     item_fields: list[Field]
     user_fields: list[Field]  # tasks have no id of their own: a newcomer's is never met
+    grades: Tensor  # [G] the different ratings, ascending; none where too many
+    grade_share: Tensor  # [G] of the rows
 
 
 class Read(NamedTuple):
@@ -79,4 +85,15 @@ def read_facts(dataset: "Dataset | StoredDataset", read: Read) -> Facts:
         known[prepared.other_side].nonzero().squeeze(-1),
         read_fields(dataset, dataset.iid_field, known["item"], item_id, read.item_fields),
         read_fields(dataset, dataset.uid_field, known["user"], user_id, read.user_fields),
+        *_grades(warm.target if judged == "rating" else None),
     )
+
+
+def _grades(target: NDArray[Any] | None) -> tuple[Tensor, Tensor]:
+    """The different ratings and their shares; nothing where there are none or too many."""
+    if target is None:
+        return torch.zeros(0), torch.zeros(0)
+    grades, count = np.unique(target, return_counts=True)
+    if len(grades) > MOST_GRADES:
+        return torch.zeros(0), torch.zeros(0)
+    return torch.from_numpy(grades), torch.from_numpy(count / count.sum())

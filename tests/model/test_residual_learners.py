@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import softmax
 
 from recbole_meta.choice import choose_model
 from recbole_meta.data.episodes import EpisodeDataLoader
@@ -62,11 +61,6 @@ def ridge(model, h, residual, asked):
     return one @ torch.linalg.solve(inner, x.T @ residual)
 
 
-def neighbours(model, h, residual, asked):
-    v = model.of_distance
-    return torch.stack([softmax((q - h).abs() @ v, 0) @ residual for q in asked])
-
-
 def naive(model, u, x, y, asked):
     """Scores of rows asked of one task with this support, unpadded."""
     score = shared(model.shared, u, asked)
@@ -74,8 +68,7 @@ def naive(model, u, x, y, asked):
         return score
     expected = shared(model.shared, u, x)
     residual = y - (expected if model.judged == "rating" else torch.sigmoid(expected))
-    rule = ridge if type(model).__name__ == "RESUSRR" else neighbours
-    delta = rule(model, encoded(model.encoder, u, x), residual, encoded(model.encoder, u, asked))
+    delta = ridge(model, encoded(model.encoder, u, x), residual, encoded(model.encoder, u, asked))
     place = min(len(y), len(model.scale)) - 1
     return score + model.scale[place] * delta + model.bias[place]
 
@@ -108,5 +101,10 @@ def test_value_and_gradient(float64, made, name, kind):
             continue
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11, msg=key)
         reached |= {key} if other.abs().max() > 1e-8 else set()
-    wanted = {"scale", "encoder.weight_0", "encoder.weight_1", "shared.weight_0"}
-    assert wanted | ({"log_reg"} if name == "RESUSRR" else {"of_distance"}) <= reached
+    assert {
+        "scale",
+        "log_reg",
+        "encoder.weight_0",
+        "encoder.weight_1",
+        "shared.weight_0",
+    } <= reached
