@@ -118,10 +118,9 @@ class RatingRidge(FeatureRecommender):
 
     def _shares(self, support: Examples) -> Tensor:
         """How often a user gives each grade, p_u [G]; a rating between two is of the nearer one."""
-        place = torch.bucketize(
-            support.label.contiguous(), (self.grades[1:] + self.grades[:-1]) / 2
-        )
-        given = place.unsqueeze(-1) == torch.arange(len(self.grades), device=place.device)
+        above = support.label.unsqueeze(-1) > (self.grades[1:] + self.grades[:-1]) / 2
+        place = above.sum(-1, keepdim=True)  # [S, 1] of a rating's grade
+        given = place == torch.arange(len(self.grades), device=place.device)
         count = self.log_count.exp()
         given = given * support.mask.unsqueeze(-1)  # [S, G]
         return (given.sum(0) + count * self.grade_share) / (support.mask.sum() + count)
