@@ -201,28 +201,43 @@ def rows_dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_rows_model(rows_dataset):
+def make_rows_model(rows_dataset, rows_config):
     """``make_rows_model(name, objectives, categories, **settings)`` on that dataset."""
     import torch
 
-    from recbole_meta.compat import recbole_config
     from recbole_meta.model import row_models
-    from recbole_meta.settings import properties_folder
 
-    def make(name, objectives=None, categories=None, seed=1, dataset=None, **settings):
-        cls = row_models()[name]
-        values = {
-            "objectives": objectives or FUNNEL,
-            "categories": categories or {},
-            "data_path": ".",
-            **settings,
-        }
-        page = properties_folder() / "model" / f"{name}.yaml"
-        config = recbole_config(cls, "rows", [page], values)
+    def make(name, objectives=None, categories=None, seed=1, **settings):
+        given = {"objectives": objectives or FUNNEL, "categories": categories or {}, **settings}
         torch.manual_seed(seed)
-        return cls(config, dataset or rows_dataset)
+        return row_models()[name](rows_config(name, given), rows_dataset)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rows_config():
+    """``rows_config(name, settings)``: a model's page and these settings; a Config is slow to
+    make, so there is one per model.
+    """
+    from functools import cache
+
+    from recbole_meta.compat import recbole_config
+    from recbole_meta.model import row_models
+    from recbole_meta.settings import load_properties
+
+    @cache
+    def bare(name):
+        return recbole_config(row_models()[name], "rows", [], {"data_path": "."})
+
+    def config(name, settings):
+        found = bare(name)
+        usual = {"objectives": {}, "categories": {}, "clip_grad_norm": None}
+        for key, value in (usual | load_properties("model", name) | settings).items():
+            found[key] = value
+        return found
+
+    return config
 
 
 FUNNEL = {
