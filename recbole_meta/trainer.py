@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
+from recbole_meta.balancing import Balancer, make_balancer
 from recbole_meta.checkpoint import Checkpoints, generators, set_generators
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.judge import Judge, Judged
@@ -31,6 +32,8 @@ class Trainer(recbole.trainer.Trainer):
     checkpoints: Checkpoints | None = None
     stop_after: int | None = None  # epochs, where they were chosen before; the last one is kept
     after_epoch: Callable[[dict[str, float]], None] | None = None
+    balancer: Balancer | None = None  # of the losses of a model that has several
+    held_out: Any = None  # an Interaction of labelled rows that a balancer may learn from
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -41,12 +44,22 @@ class Trainer(recbole.trainer.Trainer):
         self._best: dict[str, Any] | None = None
         self.schedule = None
         if self.optimizer is not None:
+            if config["balancer"] is not None:
+                self.balancer = self._make_balancer(config, model)
             self.schedule = LambdaLR(self.optimizer, _rate(config["schedule"], self.epochs))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
 
     def _build_optimizer(self, **kwargs: Any) -> "torch.optim.Optimizer | None":
         parameters = list(self.model.parameters())
         return super()._build_optimizer(**kwargs) if parameters else None
+
+    def _make_balancer(self, config: Any, model: Any) -> Balancer:
+        """By name; the optimiser learns its parameters too, without weight decay."""
+        assert self.optimizer is not None
+        made = make_balancer(config["balancer"], config["balancer_settings"] or {}, model)
+        if parameters := made.parameters():
+            self.optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+        return made
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """(best valid score, its result) as RecBole's; the model is the best epoch's.
@@ -113,27 +126,43 @@ class Trainer(recbole.trainer.Trainer):
     ) -> float:
         """The mean loss of the epoch's batches."""
         self.model.train()
-        loss_func = loss_func or self.model.calculate_loss
+        loss_func = loss_func or self._losses
         total, batches = 0.0, 0
         for number, interaction in enumerate(train_data, start=1):
             interaction = interaction.to(self.device)
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, enabled=bool(self.enable_amp)):
-                loss = loss_func(interaction)
+                losses = loss_func(interaction)
+                several = isinstance(losses, dict)
+                loss = self.balancer.vector(losses).sum() if several else losses
             if not torch.isfinite(loss):
                 raise DataError(self._not_finite(loss.item(), epoch_idx, number, interaction))
-            self.backward(loss)
+            self.backward(losses)
             self.scaler.unscale_(self.optimizer)
             if self.clip_grad_norm:
                 clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.balancer is not None:
+                self.balancer.after_step(interaction)
             total, batches = total + loss.item(), number
+        if self.balancer is not None:
+            self.balancer.end_epoch()
         return total / max(1, batches)
 
-    def backward(self, losses: torch.Tensor) -> None:
-        """Gradients of the parameters from the losses: here of one loss."""
-        self.scaler.scale(losses).backward()
+    def _losses(self, interaction: Any) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The loss of a batch, or one per objective where a balancer makes a step of them."""
+        if self.balancer is None:
+            return self.model.calculate_loss(interaction)
+        return self.balancer.losses(interaction, self.held_out)
+
+    def backward(self, losses: torch.Tensor | dict[str, torch.Tensor]) -> None:
+        """Gradients of the parameters: of one loss, or of several by name through the balancer."""
+        if isinstance(losses, dict):
+            assert self.balancer is not None
+            self.balancer.backward(self.balancer.vector(losses), self.scaler.scale)
+        else:
+            self.scaler.scale(losses).backward()
 
     def _not_finite(self, loss: float, epoch: int, batch: int, interaction: Any) -> str:
         tasks = interaction["task"].tolist() if "task" in interaction.columns else []
@@ -151,6 +180,7 @@ class Trainer(recbole.trainer.Trainer):
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "balancer": None if self.balancer is None else self.balancer.state_dict(),
             "generators": generators(),
             "loader": train_data.state_dict(),
             "history": self.history,
@@ -167,6 +197,8 @@ class Trainer(recbole.trainer.Trainer):
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.balancer is not None:
+            self.balancer.load_state_dict(state["balancer"])
         train_data.load_state_dict(state["loader"])
         self.history = state["history"]
         self.best_epoch, self.best_score, self.waited = state["best"]

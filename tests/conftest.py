@@ -162,3 +162,85 @@ def full_disk(monkeypatch) -> Callable[[int], list[int]]:
         return calls
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def rows_dataset(tmp_path_factory):
+    """RecBole's dataset of 40 users and 30 items with an age, a kind and genres; 600 rows."""
+    from recbole_meta.compat import contained, recbole_config
+    from recbole_meta.model import row_models
+
+    rng, folder = np.random.default_rng(11), tmp_path_factory.mktemp("rows")
+    (folder / "rows").mkdir()
+    pairs = rng.permutation([(u, i) for u in range(40) for i in range(30)])[:600]
+    tables = {
+        "inter": ["user_id:token\titem_id:token", *(f"u{u}\ti{i}" for u, i in pairs)],
+        "user": ["user_id:token\tage:float", *(f"u{u}\t{20 + u % 7}" for u in range(40))],
+        "item": [
+            "item_id:token\tgenre:token_seq",
+            *(f"i{i}\tg{i % 3}" + (" g3" if i % 2 else "") for i in range(30)),
+        ],
+    }
+    for kind, lines in tables.items():
+        path = folder / "rows" / f"rows.{'train.' * (kind == 'inter')}{kind}"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    values = {
+        "data_path": str(folder),
+        "benchmark_filename": ["train"],
+        "load_col": {
+            "inter": ["user_id", "item_id"],
+            "user": ["user_id", "age"],
+            "item": ["item_id", "genre"],
+        },
+    }
+    config = recbole_config(row_models()["MMoE"], "rows", [], values)
+    with contained():
+        from recbole.data import create_dataset
+
+        return create_dataset(config).build()[0]
+
+
+@pytest.fixture(scope="session")
+def make_rows_model(rows_dataset, rows_config):
+    """``make_rows_model(name, objectives, categories, **settings)`` on that dataset."""
+    import torch
+
+    from recbole_meta.model import row_models
+
+    def make(name, objectives=None, categories=None, seed=1, **settings):
+        given = {"objectives": objectives or FUNNEL, "categories": categories or {}, **settings}
+        torch.manual_seed(seed)
+        return row_models()[name](rows_config(name, given), rows_dataset)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rows_config():
+    """``rows_config(name, settings)``: a model's page and these settings; a Config is slow to
+    make, so there is one per model.
+    """
+    from functools import cache
+
+    from recbole_meta.compat import recbole_config
+    from recbole_meta.model import row_models
+    from recbole_meta.settings import load_properties
+
+    @cache
+    def bare(name):
+        return recbole_config(row_models()[name], "rows", [], {"data_path": "."})
+
+    def config(name, settings):
+        found = bare(name)
+        usual = {"objectives": {}, "categories": {}, "clip_grad_norm": None}
+        for key, value in (usual | load_properties("model", name) | settings).items():
+            found[key] = value
+        return found
+
+    return config
+
+
+FUNNEL = {
+    "click": {"label": "click", "type": "binary"},
+    "buy": {"label": "buy", "type": "binary", "given": "click"},
+}

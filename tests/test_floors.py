@@ -31,6 +31,7 @@ FLOORS = {
     "saved_model": 3,
     "export": 3,
     "checkpoint": 4,
+    "balancing": 4,
     "trainer": 4,
     "tracking": 4,
     "choice": 4,

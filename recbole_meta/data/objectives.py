@@ -26,8 +26,11 @@ _RESERVED = ("mean", "worst", "fused", "all", "novel")  # parts of the names of 
 class Objective:
     """One of the K labels of a multi-task model."""
 
-    label: str  # the column of .inter
-    type: str  # binary: observed or not
+    label: str  # the column of .inter; of a distribution the field of items with its categories
+    type: str  # binary: observed or not | regression | distribution
+    given: str | None = None  # another one, binary: only rows whose label there is 1 are judged
+    weight: float = 1.0  # of its loss
+    metrics: tuple[str, ...] | None = None  # None: by type
 
 
 Objectives = dict[str, Objective]
@@ -52,7 +55,8 @@ def objectives_of(values: Any, where: str) -> Objectives:
         _check_name(name, about)
         if not isinstance(entry, dict):
             raise SettingError(f"{about} must be 'label' and 'type', found {entry!r}.")
-        found[name] = objective = read_settings(Objective, entry, about)
+        usual = {"given": None, "weight": 1.0, "metrics": None}
+        found[name] = objective = read_settings(Objective, usual | entry, about)
         _check(objective, about)
     labels = [objective.label for objective in found.values()]
     twice = [label for label in labels if labels.count(label) > 1]

@@ -21,6 +21,14 @@ def multitask_models() -> dict[str, type]:
     return _classes(("multitask",), ObjectiveRecommender)
 
 
+@cache
+def row_models() -> dict[str, type]:
+    """Multi-task models that score rows of a user and an item, by name."""
+    from recbole_meta.model.row_recommender import RowRecommender
+
+    return _classes(("multitask",), RowRecommender)
+
+
 def _classes(rooms: tuple[str, ...], base: type) -> dict[str, type]:
     found: dict[str, type] = {}
     for room in rooms:
