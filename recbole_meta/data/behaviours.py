@@ -21,7 +21,13 @@ import numpy as np
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Ints
-from recbole_meta.data.objectives import Objectives, objectives_of, read_objectives
+from recbole_meta.data.objectives import (
+    Objectives,
+    described,
+    objectives_of,
+    only_behaviours,
+    read_objectives,
+)
 from recbole_meta.data.prepare import (
     FORMAT,
     DataFields,
@@ -65,7 +71,8 @@ def prepare_behaviours(
     fields, objectives = read_fields(dataset, source), read_objectives(dataset, source)
     files |= {side: source / f"{dataset}.{side}" for side in ("user", "item")}
     inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
-    named = {name: asdict(objective) for name, objective in objectives.items()}
+    only_behaviours(objectives, f"The page of '{dataset}'")
+    named = described(objectives)
     about = [FORMAT, dataset, PROTOCOL, named, asdict(fields), inputs]
     key = sha256(json.dumps(about).encode())[:8]
 

@@ -4,7 +4,10 @@
 
     objectives: {<name>: {label: <column>, type: binary}, ..}
 
-A label is a column of numbers in the rows, 1 where the behaviour was observed and 0 where not.
+A label is a column of numbers in the rows, or an expression of such (`expressions`): of a binary
+objective 1 where the behaviour was observed and 0 where not, of a regression any number. That of a
+distribution is a field of items whose tokens are categories: a row says the item's own. NaN is
+unobserved. An objective that is ``given`` a binary one has labels only where that one is 1.
 """
 
 import re
@@ -12,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_meta.data.expressions import parse
 from recbole_meta.data.prepare import read_page
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.settings import read_settings
 
-_TYPES = ("binary",)
-_PLANNED = ("regression", "distribution")
+TYPES = ("binary", "regression", "distribution")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("mean", "worst", "fused", "all", "novel")  # parts of the names of metrics
 
@@ -30,7 +33,6 @@ class Objective:
     type: str  # binary: observed or not | regression | distribution
     given: str | None = None  # another one, binary: only rows whose label there is 1 are judged
     weight: float = 1.0  # of its loss
-    metrics: tuple[str, ...] | None = None  # None: by type
 
 
 Objectives = dict[str, Objective]
@@ -43,7 +45,7 @@ def read_objectives(dataset: str, source: Path | None = None) -> Objectives:
 
 
 def objectives_of(values: Any, where: str) -> Objectives:
-    """Checked: names that can stand in a metric's name, labels that are columns, one each."""
+    """Checked: names that can stand in a metric's name, one label each, a space that there is."""
     if not isinstance(values, dict) or not values:
         raise SettingError(
             f"{where} names no objectives: write 'objectives: {{purchase: {{label: purchase, type: "
@@ -55,13 +57,52 @@ def objectives_of(values: Any, where: str) -> Objectives:
         _check_name(name, about)
         if not isinstance(entry, dict):
             raise SettingError(f"{about} must be 'label' and 'type', found {entry!r}.")
-        usual = {"given": None, "weight": 1.0, "metrics": None}
-        found[name] = objective = read_settings(Objective, usual | entry, about)
+        default = {"given": None, "weight": 1.0}
+        found[name] = objective = read_settings(Objective, {**default, **entry}, about)
         _check(objective, about)
     labels = [objective.label for objective in found.values()]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise SettingError(f"{where}: two objectives have the label '{twice[0]}'.")
+    for name in found:
+        _check_given(name, found, where)
+    return found
+
+
+def only_behaviours(objectives: Objectives, where: str) -> Objectives:
+    """Refuse what splits with one column per behaviour cannot hold."""
+    for name, objective in objectives.items():
+        about = f"{where}, objective '{name}'"
+        if objective.type != "binary" or objective.given is not None:
+            raise SettingError(
+                f"{about}: given splits have behaviours, binary and not 'given' one another; "
+                "objectives of rows have the protocols rows_random and rows_time."
+            )
+        if not re.fullmatch(r"\w+", objective.label):
+            raise SettingError(
+                f"{about}: 'label' is '{objective.label}', which is no name of a column. Given "
+                "splits have a column of 0 and 1 for each."
+            )
+    return objectives
+
+
+def described(objectives: Objectives) -> dict[str, dict[str, Any]]:
+    """As a page says it: what is left at its default is not said."""
+    found = {}
+    for name, objective in objectives.items():
+        found[name] = {"label": objective.label, "type": objective.type}
+        if objective.given is not None:
+            found[name]["given"] = objective.given
+        if objective.weight != 1.0:
+            found[name]["weight"] = objective.weight
+    return found
+
+
+def chain(name: str, objectives: Objectives) -> list[str]:
+    """What an objective is given, the outermost first, and itself last."""
+    found = [name]
+    while (given := objectives[found[0]].given) is not None:
+        found.insert(0, given)
     return found
 
 
@@ -73,15 +114,26 @@ def _check_name(name: Any, about: str) -> None:
 
 
 def _check(objective: Objective, about: str) -> None:
-    if objective.type in _PLANNED:
-        raise SettingError(
-            f"{about}: 'type' is {objective.type}, which a full ranking cannot judge: binary only."
-        )
-    if objective.type not in _TYPES:
+    if objective.type not in TYPES:
         raise SettingError(f"{about}: 'type' is {objective.type!r}. "
-                           f"{nearest(objective.type, _TYPES)}")  # fmt: skip
-    if not re.fullmatch(r"\w+", objective.label):
-        raise SettingError(
-            f"{about}: 'label' is '{objective.label}', which is no name of a column. Expressions "
-            "are not read: write the column of 0 and 1 into the file."
-        )
+                           f"{nearest(objective.type, TYPES)}")  # fmt: skip
+    if objective.weight < 0:
+        raise SettingError(f"{about}: 'weight' is {objective.weight}, must be at least 0.")
+    if objective.type != "distribution":
+        parse(objective.label, f"{about}, 'label'")
+    elif not re.fullmatch(r"\w+", objective.label):
+        raise SettingError(f"{about}: 'label' is '{objective.label}', must be a field of items.")
+
+
+def _check_given(name: str, objectives: Objectives, where: str) -> None:
+    """The chain of what it is given ends, and is of binary objectives."""
+    passed, given = [name], objectives[name].given
+    while given is not None:
+        about = f"{where}, objective '{passed[-1]}': 'given' is '{given}'"
+        if given not in objectives:
+            raise SettingError(f"{about}. {nearest(given, objectives)}")
+        if given in passed:
+            raise SettingError(f"{about}, which leads back to itself.")
+        if objectives[given].type != "binary":
+            raise SettingError(f"{about}, whose type is {objectives[given].type}, not binary.")
+        passed, given = [*passed, given], objectives[given].given

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from recbole_meta.data.objectives import Objective
+from recbole_meta.data.row_loader import category_shares
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import Count, read_settings
 
@@ -225,8 +226,4 @@ def item_categories(dataset: Dataset, field: str, number: int | None, name: str)
             f"Objective '{name}': 'categories' says {number}, the field '{field}' of the items has "
             f"{dataset.num(field) - 1}."
         )
-    values = table[field].reshape(len(table[field]), -1)
-    shares = torch.zeros(len(values), number + 1)
-    shares.scatter_add_(1, values, torch.ones(values.shape))
-    shares = shares[:, 1:]
-    return shares / shares.sum(1, keepdim=True).clamp(min=1)
+    return category_shares(dataset, field)

@@ -2,7 +2,14 @@
 
 import pytest
 
-from recbole_meta.data.objectives import Objective, objectives_of, read_objectives
+from recbole_meta.data.objectives import (
+    Objective,
+    chain,
+    described,
+    objectives_of,
+    only_behaviours,
+    read_objectives,
+)
 from recbole_meta.data.prepare import read_fields
 from recbole_meta.errors import SettingError
 
@@ -33,9 +40,15 @@ REFUSED = [
     ({"buy": "b"}, "must be 'label' and 'type'"),
     ({"buy": {"label": "b"}}, "missing setting 'type'"),
     ({"buy": {"label": "b", "type": "binari"}}, "Did you mean 'binary'"),
-    ({"buy": {"label": "b", "type": "regression"}}, "full ranking cannot judge"),
-    ({"buy": {"label": "b", "type": "binary", "given": "click"}}, "unknown setting 'given'"),
-    ({"buy": {"label": "rating >= 4", "type": "binary"}}, "Expressions are not read"),
+    ({"buy": {"label": "b", "type": "binary", "given": "click"}}, "'given' is 'click'"),
+    ({"buy": {"label": "b", "type": "binary", "given": "buy"}}, "leads back to itself"),
+    ({"buy": {"label": "b", "type": "binary", "given": "own"},
+      "own": {"label": "c", "type": "binary", "given": "buy"}}, "leads back to itself"),
+    ({"buy": {"label": "b", "type": "binary", "given": "stars"},
+      "stars": {"label": "c", "type": "regression"}}, "regression, not binary"),
+    ({"buy": {"label": "b", "type": "binary", "weight": -1.0}}, "must be at least 0"),
+    ({"buy": {"label": "rating >= ", "type": "binary"}}, "is no expression"),
+    ({"taste": {"label": "genre >= 2", "type": "distribution"}}, "must be a field of items"),
     ({"buy": {"label": "b", "type": "binary"}, "own": {"label": "b", "type": "binary"}},
      "two objectives have the label 'b'"),
 ]  # fmt: skip
@@ -45,3 +58,28 @@ REFUSED = [
 def test_what_cannot_be_an_objective_is_refused(values, said):
     with pytest.raises(SettingError, match=said):
         objectives_of(values, "page")
+
+
+BEHAVIOURS = [
+    ({"buy": {"label": "b", "type": "regression"}}, "given splits have behaviours"),
+    ({"buy": {"label": "b", "type": "binary", "given": "own"},
+      "own": {"label": "c", "type": "binary"}}, "given splits have behaviours"),
+    ({"buy": {"label": "rating >= 4", "type": "binary"}}, "no name of a column"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "said"), BEHAVIOURS)
+def test_given_splits_have_plain_behaviours_only(values, said):
+    with pytest.raises(SettingError, match=said):
+        only_behaviours(objectives_of(values, "page"), "page")
+
+
+def test_a_description_says_what_is_no_default_and_reads_back():
+    values = {
+        "click": {"label": "c", "type": "binary"},
+        "buy": {"label": "b > 1", "type": "binary", "given": "click", "weight": 2.0},
+    }
+    found = objectives_of(values, "page")
+    assert described(found) == values
+    assert objectives_of(described(found), "page") == found
+    assert chain("buy", found) == ["click", "buy"]
