@@ -394,3 +394,5 @@ def _restore(module: nn.Module, state: Mapping[str, Any]) -> None:
             setattr(module, name, optimizer)
         else:
             vars(module)[name] = value
+    if getattr(module, "step", 0) and hasattr(module, "_init_optim_problem"):
+        module._init_optim_problem()  # Nash-MTL makes its problem at its first step alone
