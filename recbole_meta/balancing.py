@@ -266,7 +266,7 @@ class BiLevel(Balancer):
     def _user(self, users: Tensor) -> Tensor:
         """What the weights of a user are made of, [B, W]; nothing, where they are all the same."""
         if self.settings.conditioned == "none":
-            return torch.zeros(len(users), 0, device=users.device)
+            return next(self.model.parameters()).new_zeros(len(users), 0)
         table = getattr(self.model, "embed", None)
         if table is None:
             raise SettingError(
@@ -281,11 +281,10 @@ class BiLevel(Balancer):
 
     def weighted(self, interaction: Any) -> dict[str, Tensor]:
         """The losses, each row by the weights of its user."""
-        w = self.weights(interaction[self.model.USER_ID].to(self.model.device))
-        return self._means(w, interaction)
+        users = interaction[self.model.USER_ID].to(self.model.device)
+        return self._means(self.weights(users), self.model.row_losses(interaction))
 
-    def _means(self, w: Tensor, interaction: Any) -> dict[str, Tensor]:
-        found = self.model.row_losses(interaction)
+    def _means(self, w: Tensor, found: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         return {
             name: (w[:, place] * found[name][0]).sum() / found[name][1].sum().clamp(min=1)
             for place, name in enumerate(self.names)
@@ -293,8 +292,11 @@ class BiLevel(Balancer):
 
     def meta_gradient(self, interaction: Any, held_out: Any) -> list[Tensor]:
         """The gradient of the held-out loss after the step, by what makes the weights."""
+        return self._meta_gradient(self.weighted(interaction), held_out)
+
+    def _meta_gradient(self, weighted: Mapping[str, Tensor], held_out: Any) -> list[Tensor]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        loss = self.vector(self.weighted(interaction)).sum()
+        loss = self.vector(weighted).sum()
         inner = torch.autograd.grad(
             loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -305,19 +307,24 @@ class BiLevel(Balancer):
                 allow_unused=True, materialize_grads=True,
             )  # fmt: skip
         product = sum((g * v).sum() for g, v in zip(inner, outer))
-        return list(torch.autograd.grad(-rate * product, list(self.core.parameters())))
+        # The graph stays: the step is taken by the same losses of rows.
+        learned = list(self.core.parameters())
+        return list(torch.autograd.grad(-rate * product, learned, retain_graph=True))
 
     def losses(self, interaction: Any, held_out: Any = None) -> dict[str, Tensor]:
         if held_out is None:
             raise DataError("Balancer 'BiLevel' learns from held-out rows, and none were given.")
         drawn = held_out[torch.randint(len(held_out), (self.settings.rows,))]
-        gradients = self.meta_gradient(interaction, drawn.to(self.model.device))
+        users = interaction[self.model.USER_ID].to(self.model.device)
+        found = self.model.row_losses(interaction)
+        weighted = self._means(self.weights(users), found)
+        gradients = self._meta_gradient(weighted, drawn.to(self.model.device))
         for parameter, gradient in zip(self.core.parameters(), gradients):
             parameter.grad = gradient
         self.optimizer.step()
         with torch.no_grad():
-            w = self.weights(interaction[self.model.USER_ID].to(self.model.device))
-        return self._means(w, interaction)
+            w = self.weights(users)
+        return self._means(w, found)
 
     def backward(self, losses: Tensor, scale: Scale) -> None:
         scale(losses.sum()).backward()
@@ -387,3 +394,5 @@ def _restore(module: nn.Module, state: Mapping[str, Any]) -> None:
             setattr(module, name, optimizer)
         else:
             vars(module)[name] = value
+    if getattr(module, "step", 0) and hasattr(module, "_init_optim_problem"):
+        module._init_optim_problem()  # Nash-MTL makes its problem at its first step alone

@@ -317,7 +317,7 @@ def test_the_gradient_by_a_weight_is_a_product_of_gradients(make_trainer):
     parameters = list(net.parameters())
     each = [
         torch.autograd.grad(net.objectives[k].weight * x, parameters, allow_unused=True,
-                            materialize_grads=True)
+                            materialize_grads=True, retain_graph=True)
         for k, x in net.losses(rows).items()
     ]  # fmt: skip
     with torch.no_grad():
@@ -340,7 +340,7 @@ def test_bi_level_weights_go_where_the_held_out_loss_falls(make_trainer):
     trainer.held_out = Interaction({**rows, "buy": nothing, "stars": nothing})
     trainer.fit(Rows())
     (w,) = trainer.balancer.weights(torch.tensor([1])).detach()
-    assert w[0] > 1.2 and w[2] < 1 and w.sum().item() == pytest.approx(3)
+    assert w[0] > 1.1 and w[1] < 1 and w[2] < 1 and w.sum().item() == pytest.approx(3)
 
 
 def test_users_have_weights_of_their_own(make_trainer):

@@ -54,7 +54,7 @@ def together(groups: Sequence[Experts], x: Tensor) -> Tensor:
 
 def mixed(gate: Tensor, experts: Tensor) -> Tensor:
     """The sum of experts [E, B, H] by weights [B, E]: [B, H]."""
-    return torch.einsum("be,ebh->bh", gate, experts)
+    return (gate.T.unsqueeze(-1) * experts).sum(0)  # faster than B products of a row
 
 
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
