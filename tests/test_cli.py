@@ -21,6 +21,7 @@ COMMANDS = [
     "benchmark",
     "table",
     "multitask",
+    "fuse",
     "keep",
     "recompute",
     "adapt",
