@@ -251,13 +251,15 @@ class _Run:
                 check_objective_settings(about.model, trial | {"gains": gains}, self.objectives)
                 for trial in about.trials(page.trials)
             ]
+            seeds = about.seeds
         else:
+            seeds = page.seeds
             used = [
                 {name: check_objective_settings(head.model, head.settings, self.objectives)
                  for name, head in about.heads.items()},
                 {name: vars(fusion) for name, fusion in page.fusions.items()},
             ]  # fmt: skip
-        depends = {"gains": page.gains, "trials": page.trials, "seeds": list(page.seeds)}
+        depends = {"gains": page.gains, "trials": page.trials, "seeds": list(seeds)}
         known = {"sha256": self.behaviours.sha256, "dataset": self.behaviours.name}
         return json.loads(json_text(known | depends | {"settings": used}))
 
@@ -267,7 +269,7 @@ class _Run:
         scores: dict[str, list[float]] = {gains: [] for gains in self.page.gains}
         for trial in trials:
             for gains in scores:
-                values = self._judged(row.model, self._graded(trial, gains), "valid")
+                values = self._judged(row.model, trial, gains, "valid", row.seeds[0])
                 scores[gains].append(mean(values[gains]))
             _log.info("%s, %s: %s", row.name, trial, {g: each[-1] for g, each in scores.items()})
         entries, arrays = [], {}
@@ -275,8 +277,8 @@ class _Run:
             chosen = trials[int(np.argmax(each))]
             closed = not load_properties("model", row.model)["epochs"]
             tests = [
-                self._judged(row.model, self._graded(chosen, gains), "test", seed)
-                for seed in (self.page.seeds[:1] if closed else self.page.seeds)
+                self._judged(row.model, chosen, gains, "test", seed)
+                for seed in (row.seeds[:1] if closed else row.seeds)
             ]
             entry = {"gains": gains, "row": row.name, "kind": "graded", "weights": None,
                      "settings": chosen, "trials": trials, "scores": each,
@@ -285,17 +287,21 @@ class _Run:
             entries.append(entry | _seeds(gains, tests))
         return entries, arrays | {"task": self.judges["test"].tasks}
 
-    def _graded(self, trial: Mapping[str, Any], gains: str) -> dict[str, Any]:
-        return {**trial, "gains": self.page.gains[gains]}
-
     def _judged(
-        self, model: str, settings: Mapping[str, Any], split: str, seed: int | None = None
+        self, model: str, settings: Mapping[str, Any], gains: str, split: str, seed: int
     ) -> Values:
-        """By the ranking of a model's main objective."""
-        seed = self.page.seeds[0] if seed is None else seed
-        fitted = fit_model(model, self.behaviours, seed, settings, self.device)[0]
-        fitted.eval()
-        return self.judges[split].judge(lambda users: fitted.rank(users, self.objectives[0]))
+        """By the ranking of a model of the graded target, whose epoch is chosen on valid."""
+        settings = {**settings, "gains": self.page.gains[gains]}
+
+        def values(fitted: Any, split: str) -> Values:
+            main = self.objectives[0]
+            return self.judges[split].judge(lambda users: fitted.rank(users, main))
+
+        fitted = fit_model(
+            model, self.behaviours, seed, settings, self.device,
+            lambda fitted: mean(values(fitted, "valid")[gains]),
+        )[0]  # fmt: skip
+        return values(fitted.eval(), split)
 
     def source(self, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Each head alone, and every way to fuse them with equal and with searched weights."""

@@ -232,9 +232,10 @@ def _tests(cells: list[Cell], settings: list[str]) -> list[str]:
         for rival in mine[0].row["against"]:
             tests = [(cell, cell.row["against"][rival]) for cell in mine]
             for cell, test in tests:
+                gain = f"{test['gain']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
                 lines.append(
                     f"| {source} | {_title(cell.way)} | {rival}: {test['model']} | {cell.gains} | "
-                    f"{test['gain']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}] | {test['p']:.3g} |"
+                    f"{gain} | {test['p']:.3g} |"
                 )
             verdicts.append(f"- {source} against the {rival}: {_verdict([t for _, t in tests])}.")
     return [*lines, "", f"A verdict asks for Holm-adjusted p < {_LEVEL} under all of "

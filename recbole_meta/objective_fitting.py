@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from tempfile import gettempdir
@@ -129,8 +129,11 @@ def fit_model(
     seed: int,
     settings: Mapping[str, Any],
     device: str = "cpu",
+    validate: Callable[[Any], float] | None = None,
 ) -> tuple[Any, Trainer, dict[str, Any]]:
-    """The model, its trainer and all its settings; the epoch is chosen on valid by 'stop_by'."""
+    """The model, its trainer and all its settings; the epoch is chosen on valid by 'stop_by', or
+    by ``validate`` of the model.
+    """
     used = check_objective_settings(name, settings, tuple(behaviours.objectives))
     dataset = train_set(behaviours)
     config = objective_config(name, behaviours, seed, used, device)
@@ -147,6 +150,8 @@ def fit_model(
             split = "valid" if used["stop_by"].endswith(NOVEL) else "epoch"
             each = judges(behaviours, dataset)[split]
             trainer.validate = lambda: each.judge(model.rank, name).means()[used["stop_by"]]
+            if validate is not None:
+                trainer.validate = lambda: validate(model)
             trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)
         trainer.fit(UserDataLoader(config, dataset, None, shuffle=True))
     return model, trainer, used
