@@ -80,8 +80,9 @@ def test_models_of_recbole_are_heads_too(parts, shop):
     )  # fmt: skip
     with contained():
         bpr = recbole_model("BPR")(bpr_config, dataset)
-    model = FusedRecommender(config, dataset, {"bpr": Head(bpr), "buy": heads["purchase"]},
-                             {"method": "sum", "scale": "none", "weights": {"buy": 0.0}})  # fmt: skip
+    both = {"bpr": Head(bpr), "buy": heads["purchase"]}
+    settings = {"method": "sum", "scale": "none", "weights": {"buy": 0.0}}
+    model = FusedRecommender(config, dataset, both, settings)
     with torch.no_grad():
         found = model.rank(USERS)
         wanted = bpr.user_embedding(USERS) @ bpr.item_embedding.weight.T
