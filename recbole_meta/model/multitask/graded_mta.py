@@ -7,12 +7,13 @@ Reference:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recbole_meta.errors import DataError
-from recbole_meta.model.multitask.mta import MTA, Entries, MTASettings
+from recbole_meta.model.multitask.mta import MTA, MTASettings
 from recbole_meta.settings import Weight
 
 
@@ -45,7 +46,7 @@ class GradedMTA(MTA):
     def rank(self, users: Tensor, objective: str) -> Tensor:
         return super().rank(users, self.objectives[0])
 
-    def reconstruction(self, z: Tensor, entries: Entries, target: Tensor) -> Tensor:
+    def reconstruction(self, z: Tensor, entries: Any, target: Tensor) -> Tensor:
         worth = target.to(self.worth.dtype) @ self.worth  # [N]
         chosen = worth > 0
         if not chosen.any():
