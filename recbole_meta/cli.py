@@ -128,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("list", "Names that can be used.", "list models", _list)
-    sub.add_argument("what", choices=["models", "protocols", "datasets", "benchmarks", "multitask"])
+    sub.add_argument(
+        "what", choices=["models", "protocols", "datasets", "benchmarks", "multitask", "fusion"]
+    )
     _add_data(sub)
 
     sub = command(
@@ -196,6 +198,19 @@ def _parser() -> argparse.ArgumentParser:
         _multitask,
     )
     sub.add_argument("name", help="a file of properties/multitask, or a path ending in .yaml")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the table is written")
+    sub.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
+    sub.add_argument("--verbose", "-v", action="count", default=0, help="say what is done")
+    _add_data(sub)
+
+    sub = command(
+        "fuse",
+        "Run what is missing of a table of fused rankings, and write it.",
+        "fuse jd_fused --data_path ../shared/data",
+        _fuse,
+    )
+    sub.add_argument("name", help="a file of properties/fusion, or a path ending in .yaml")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
     sub.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
@@ -490,6 +505,16 @@ def _multitask(options: argparse.Namespace) -> None:
     where = (options.data_path, options.prepared_path, options.runs)
     run_multitask(options.name, *where, options.device)
     for path in multitask_table(options.name, Path(options.runs), Path(options.results)):
+        print(path)
+
+
+def _fuse(options: argparse.Namespace) -> None:
+    from recbole_meta.fused import run_fused
+    from recbole_meta.fused_table import fused_table
+
+    where = (options.data_path, options.prepared_path, options.runs)
+    run_fused(options.name, *where, options.device)
+    for path in fused_table(options.name, Path(options.runs), Path(options.results)):
         print(path)
 
 

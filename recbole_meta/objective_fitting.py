@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from tempfile import gettempdir
@@ -114,11 +114,28 @@ def fit_objectives(
     settings: Mapping[str, Any],
     device: str = "cpu",
 ) -> ObjectiveFit:
-    """Fitted on train; the epoch is chosen on valid by the setting 'stop_by'."""
+    """Fitted on train, and judged on valid."""
+    start = time.perf_counter()
+    model, trainer, used = fit_model(name, behaviours, seed, settings, device)
+    seconds = {"fit": time.perf_counter() - start}
+    judge = judges(behaviours, train_set(behaviours))["valid"]
+    valid = judge.judge(model.rank, name)
+    return ObjectiveFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)
+
+
+def fit_model(
+    name: str,
+    behaviours: Behaviours,
+    seed: int,
+    settings: Mapping[str, Any],
+    device: str = "cpu",
+    validate: Callable[[Any], float] | None = None,
+) -> tuple[Any, Trainer, dict[str, Any]]:
+    """The model, its trainer and all its settings; the epoch is chosen on valid by 'stop_by', or
+    by ``validate`` of the model.
+    """
     used = check_objective_settings(name, settings, tuple(behaviours.objectives))
     dataset = train_set(behaviours)
-    judge = judges(behaviours, dataset)["valid"]
-    start = time.perf_counter()
     config = objective_config(name, behaviours, seed, used, device)
     with contained():
         from recbole.data.dataloader import UserDataLoader
@@ -130,12 +147,11 @@ def fit_objectives(
         if trainer.epochs:
             if config["learner"].lower() in ("adam", "adamw"):  # one pass over tables of all items
                 trainer.optimizer.param_groups[0].update(fused=True, foreach=False)
-            each = (
-                judge if used["stop_by"].endswith(NOVEL) else judges(behaviours, dataset)["epoch"]
-            )
+            split = "valid" if used["stop_by"].endswith(NOVEL) else "epoch"
+            each = judges(behaviours, dataset)[split]
             trainer.validate = lambda: each.judge(model.rank, name).means()[used["stop_by"]]
+            if validate is not None:
+                trainer.validate = lambda: validate(model)
             trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)
         trainer.fit(UserDataLoader(config, dataset, None, shuffle=True))
-    seconds = {"fit": time.perf_counter() - start}
-    valid = judge.judge(model.rank, name)
-    return ObjectiveFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)
+    return model, trainer, used

@@ -23,6 +23,7 @@ COMMANDS = [
     "groups",
     "cards",
     "multitask",
+    "fuse",
     "keep",
     "recompute",
     "adapt",

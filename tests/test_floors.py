@@ -24,9 +24,11 @@ FLOORS = {
     "errors": ANY,
     "episode": 0,
     "inner_loop": 0,
+    "fusion": 0,
     "data": 1,
     "model": 2,
     "evaluation": 3,
+    "fused_recommender": 3,
     "serving": 3,
     "saved_model": 3,
     "export": 3,
@@ -40,6 +42,10 @@ FLOORS = {
     "objective_fitting": 4,
     "multitask": 4,
     "multitask_table": 4,
+    "row_fitting": 4,
+    "row_pages": 4,
+    "fused": 4,
+    "fused_table": 4,
     "unit": 4,
     "study": 4,
     "search": 4,
@@ -74,6 +80,7 @@ BANNED_IN = {
     "data.protocol": {"recbole"},
     "report": {"torch", "torchjd", "recbole"},
     "multitask_table": {"torch", "torchjd", "recbole"},
+    "fused_table": {"torch", "torchjd", "recbole"},
 }
 # Optional: imported inside the function that needs it.
 OPTIONAL = {"gymnasium", "implicit", "mkdocs", "optuna", "plotly", "sentence_transformers"}
@@ -216,7 +223,12 @@ def test_ray_is_imported_nowhere_in_the_repository():
 
 # Importing the one must not bring the other, through whatever modules and `__init__.py` files.
 ABSENT = {name: "recbole" for name, floor in FLOORS.items() if floor == 0}
-ABSENT |= {"data.protocol": "recbole", "report": "torch", "multitask_table": "torch"}
+ABSENT |= {
+    "data.protocol": "recbole",
+    "report": "torch",
+    "multitask_table": "torch",
+    "fused_table": "torch",
+}
 HERE = [name for name in ABSENT if (ROOT / PACKAGE / f"{name.replace('.', '/')}.py").is_file()]
 
 

@@ -117,6 +117,38 @@ def ranking_metrics(
     return values
 
 
+def graded_ndcg(
+    gains: ArrayLike,
+    score: ArrayLike,
+    cut_tie_size: ArrayLike,
+    cut_tie_gain: ArrayLike,
+    ideal: ArrayLike,
+) -> Floats:
+    r"""NDCG of gains of at least 0 over all K listed places, float64 [T]; nan without a gain.
+
+    .. math:: \frac{\sum_{i \le K} \bar g_i / \log_2(i + 1)}{\sum_{i \le K} g^*_i / \log_2(i + 1)}
+
+    :math:`\bar g_i` is the mean gain of the candidates whose score equals that of place i.
+
+    gains, score: [T, K], of the listed items, best first; a score of -inf is an empty slot.
+    cut_tie_size, cut_tie_gain: [T], the candidates whose score equals the K-th, listed or not, and
+    their gains' sum; not read where slot K is empty. ideal: [T, K], the largest gains, descending.
+    """
+    score = np.asarray(score, dtype=np.float64)  # [T, K]
+    listed = score > -np.inf
+    gains = np.where(listed, np.asarray(gains, dtype=np.float64), 0)
+    first, last = _listed_groups(score)
+    before = np.pad(np.cumsum(gains, axis=1), ((0, 0), (1, 0)))  # [T, K + 1]
+    total = np.take_along_axis(before, last + 1, axis=1)
+    total -= np.take_along_axis(before, first, axis=1)
+    size = last - first + 1
+    at_cut = (last == score.shape[1] - 1) & listed[:, -1:]
+    size = np.where(at_cut, np.asarray(cut_tie_size)[:, None], size)
+    total = np.where(at_cut, np.asarray(cut_tie_gain, dtype=np.float64)[:, None], total)
+    discount = 1 / np.log2(np.arange(score.shape[1]) + 2)
+    return _divide(total / size @ discount, np.asarray(ideal, dtype=np.float64) @ discount)
+
+
 def rating_metrics(
     task: ArrayLike, label: ArrayLike, prediction: ArrayLike, n_tasks: int
 ) -> dict[str, Floats]:

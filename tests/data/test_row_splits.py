@@ -31,7 +31,7 @@ def world(folder, rows=None, page=PAGE, n_users=12):
     random = np.random.default_rng(0)
     if rows is None:
         rows = [
-            (f"u{u}", f"i{i}", "" if (u, i) == (0, 0) else 1 + (u * i) % 5, 100 * i + u)
+            (f"u{u}", f"i{i}", "" if (u, i) == (0, 0) else 1 + (u * i) % 5, random.integers(9999))
             for u in range(n_users)
             for i in random.permutation(40)[: 20 if u < n_users - 1 else 5]
         ]

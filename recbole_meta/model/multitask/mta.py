@@ -183,6 +183,11 @@ class MTA(ObjectiveRecommender):
         if log_variance is not None:
             z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
             loss = self._beta() * divergence(mean, log_variance).sum() / target.sum().clamp(min=1)
+        return loss + self.reconstruction(z, entries, target)
+
+    def reconstruction(self, z: Tensor, entries: Entries, target: Tensor) -> Tensor:
+        """The weighted cross-entropies of the targets [N, K]."""
+        loss = 0 * z.sum()
         for chosen, name in zip(target.T, self.objectives):
             weight = self.settings.weights.get(name, 1.0)
             if weight and chosen.any():
@@ -194,13 +199,23 @@ class MTA(ObjectiveRecommender):
         share = self.steps.item() / max(1, self.settings.kl_steps)
         return self.settings.kl_weight * min(1.0, share)
 
-    def _cross_entropy(self, z: Tensor, entries: Entries, chosen: Tensor, objective: str) -> Tensor:
-        """The mean over the chosen entries, each an item that its user's softmax should name."""
+    def _cross_entropy(
+        self,
+        z: Tensor,
+        entries: Entries,
+        chosen: Tensor,
+        objective: str,
+        worth: Tensor | None = None,
+    ) -> Tensor:
+        """The mean over the chosen entries, each an item that its user's softmax should name;
+        weighted by what each is worth, where that is given.
+        """
         users, row = entries.row[chosen].unique(return_inverse=True)
         items, place, more = self._softmax_items(entries.item[chosen])
         logits = self.decode(self.mixed(z[users], objective), objective, items)
         total = (logits + more).logsumexp(1)
-        return (total[row] - logits[row, place]).mean()
+        loss = total[row] - logits[row, place]
+        return loss.mean() if worth is None else (worth * loss).sum() / worth.sum()
 
     def _softmax_items(self, target: Tensor) -> tuple[Tensor | None, Tensor, Tensor | float]:
         """The items of a batch's softmax (None: all), the places of the targets among them, and

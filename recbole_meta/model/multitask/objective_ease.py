@@ -66,13 +66,15 @@ class ObjectiveEASE(ObjectiveRecommender):
         if not self.source.nnz:
             raise DataError("ObjectiveEASE: all 'weights' are 0, so the union is empty.")
 
+    def targets(self) -> dict[str, sparse.csr_matrix]:
+        """What is predicted, Y [U, I]: by objective, or one for all of them."""
+        return self.history if self.settings.target == "own" else {"union": self.source}
+
     def prepare(self, train_data) -> None:
         reg = self.settings.reg_weight
         self.users, self.inverse = _inverse(train_data._dataset, self.source, reg)
         self.x = self.source[self.users]  # [U, I], of users who have anything
-        own = self.settings.target == "own"
-        targets = self.history if own else {"union": self.source}
-        self.y = {name: matrix[self.users] for name, matrix in targets.items()}
+        self.y = {name: matrix[self.users] for name, matrix in self.targets().items()}
         one, of_y = np.zeros(self.n_items), {name: np.zeros(self.n_items) for name in self.y}
         for start in range(0, len(self.users), _CHUNK):
             part = slice(start, start + _CHUNK)
@@ -92,7 +94,7 @@ class ObjectiveEASE(ObjectiveRecommender):
         inverse = self.inverse[place[known]]  # [B, U]
         hat = -self.settings.reg_weight * inverse
         hat[np.arange(len(hat)), place[known]] += 1
-        target = objective if self.settings.target == "own" else "union"
+        target = objective if objective in self.y else "union"
         fitted = hat @ self.y[target] - (inverse @ self.x) * self.gamma[target]
         scores[torch.from_numpy(known)] += torch.from_numpy(fitted)
         return scores

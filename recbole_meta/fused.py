@@ -1,0 +1,404 @@
+"""A table of fused rankings on given splits: weights searched on valid, tested once per seed.
+
+A page of ``properties/fusion`` names trained models (``sources``: a head per objective), ways to
+fuse them, settings of gains, and models of the graded target itself. Each source and each of those
+models is a unit: one file of what was tried and chosen, one of every user's values on test. What
+has its files, made by the page, the settings and the data of today, is not done again.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_meta.benchmark import Row, read_row
+from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
+from recbole_meta.errors import SettingError, nearest
+from recbole_meta.evaluation.entries import slug
+from recbole_meta.evaluation.graded import GradedJudge, Values, check_gains
+from recbole_meta.evaluation.metrics import mean
+from recbole_meta.fitting import thread_limit
+from recbole_meta.fused_recommender import FusedRecommender, FusedSettings, Head, check_fusion
+from recbole_meta.fusion import combine, prepared, weight_trials
+from recbole_meta.objective_fitting import (
+    check_objective_settings,
+    fit_model,
+    objective_config,
+    train_set,
+)
+from recbole_meta.search import digest
+from recbole_meta.settings import (
+    Count,
+    Size,
+    Weight,
+    load_properties,
+    load_yaml,
+    read_settings,
+)
+from recbole_meta.tracking import (
+    check_writable,
+    commit,
+    json_text,
+    npz_bytes,
+    versions,
+    write_atomically,
+)
+
+_log = logging.getLogger(__name__)
+_PLAIN = {"method": "sum", "scale": "none"}  # of one head: its own ranking
+
+Weights = tuple[float, ...]
+Place = tuple[str, Weights]  # a way to fuse, its weights
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of ``properties/fusion``."""
+
+    dataset: str
+    seeds: tuple[Count, ...]  # of models that train; the first one searches
+    trials: Size
+    gains: dict[str, dict[str, Weight]]  # setting -> objective -> v; 0 where one is not named
+    sources: tuple[dict[str, Any], ...]
+    fusions: tuple[dict[str, Any], ...]
+    baseline: str  # the way to fuse that stands, with equal weights, for all simple ones
+    graded: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class HeadOf:
+    """A trained model of which one objective is read."""
+
+    model: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Heads that are fused: objective -> model."""
+
+    name: str
+    heads: dict[str, HeadOf]
+
+
+@dataclass(frozen=True)
+class FusedPage:
+    """The same, checked."""
+
+    name: str
+    dataset: str
+    seeds: tuple[int, ...]
+    trials: int
+    gains: dict[str, dict[str, float]]
+    sources: tuple[Source, ...]
+    fusions: dict[str, FusedSettings]
+    baseline: str
+    graded: tuple[Row, ...]
+
+
+def fused_page(name: str) -> tuple[str, Page]:
+    """The name and the content of a page: of ``properties/fusion``, or a path."""
+    path = Path(name) if name.endswith(".yaml") else None
+    values = load_properties("fusion", name) if path is None else load_yaml(path)
+    name = name if path is None else path.stem
+    return name, read_settings(Page, values, f"Page '{name}'")
+
+
+def read_fused(name: str, objectives: tuple[str, ...]) -> FusedPage:
+    """A page, refused where a unit would stop in the middle of the work."""
+    name, page = fused_page(name)
+    where = f"Page '{name}'"
+    for setting, gains in page.gains.items():
+        check_gains(gains, objectives, f"{where}, gains '{setting}'")
+        if setting in objectives:
+            raise SettingError(f"{where}: gains '{setting}' has the name of an objective.")
+    sources = tuple(_source(entry, objectives, where) for entry in page.sources)
+    fusions = _fusions(page.fusions, objectives, where)
+    graded = tuple(read_row(entry, f"{where}, graded", seeds=page.seeds) for entry in page.graded)
+    for row in graded:
+        for trial in row.trials(page.trials):
+            settings = trial | {"gains": next(iter(page.gains.values()))}
+            check_objective_settings(row.model, settings, objectives)
+    if page.baseline not in fusions:
+        raise SettingError(f"{where}: 'baseline' is '{page.baseline}'. "
+                           f"{nearest(page.baseline, fusions)}")  # fmt: skip
+    names = [each.name for each in (*sources, *graded)]
+    twice = [each for each in names if names.count(each) > 1]
+    if twice or not sources or not page.seeds or not page.gains:
+        raise SettingError(
+            f"{where}: '{twice[0]}' stands there twice."
+            if twice
+            else f"{where} has no sources, no gains or no seeds."
+        )
+    weight_trials(len(objectives), page.trials, 0)
+    return FusedPage(name, page.dataset, page.seeds, page.trials, page.gains, sources, fusions,
+                     page.baseline, graded)  # fmt: skip
+
+
+def _source(entry: Mapping[str, Any], objectives: tuple[str, ...], where: str) -> Source:
+    found = read_settings(_SourceEntry, entry, f"{where}, sources")
+    about = f"{where}, source '{found.name}'"
+    for objective in objectives:
+        if objective not in found.heads:
+            raise SettingError(f"{about} has no head of the objective '{objective}'.")
+    for objective in found.heads:
+        if objective not in objectives:
+            raise SettingError(
+                f"{about} has a head '{objective}', which is no objective. "
+                f"{nearest(objective, objectives)}"
+            )
+    heads = {name: read_settings(HeadOf, found.heads[name], about) for name in objectives}
+    for head in heads.values():
+        check_objective_settings(head.model, head.settings, objectives)
+    return Source(found.name, heads)
+
+
+@dataclass(frozen=True)
+class _SourceEntry:
+    name: str
+    heads: dict[str, dict[str, Any]]
+
+
+def _fusions(
+    entries: Iterable[Mapping[str, Any]], objectives: tuple[str, ...], where: str
+) -> dict[str, FusedSettings]:
+    found: dict[str, FusedSettings] = {}
+    for entry in entries:
+        name = entry.get("name")
+        if not isinstance(name, str) or name in found:
+            raise SettingError(f"{where}, fusions: each needs a 'name' of its own, found {name!r}.")
+        for setting in ("weights", "hide_known"):
+            if setting in entry:
+                raise SettingError(
+                    f"{where}, fusions: '{setting}' of '{name}' is not for a page to set: weights "
+                    "are searched, and items of train are hidden."
+                )
+        changed = {key: value for key, value in entry.items() if key != "name"}
+        values = load_properties("model", "FusedRecommender") | changed
+        found[name] = read_settings(FusedSettings, values, f"{where}, fusion '{name}'")
+        check_fusion(found[name], objectives)
+    return found
+
+
+def run_fused(
+    name: str,
+    data_path: str = "dataset",
+    prepared_path: str = "dataset/prepared",
+    runs: str | Path = "runs",
+    device: str = "cpu",
+) -> Path:
+    """Run what is missing of a page, on one thread; the folder of its units."""
+    dataset = fused_page(name)[1].dataset
+    behaviours = open_behaviours(prepare_behaviours(dataset, data_path, prepared_path))
+    page = read_fused(name, tuple(behaviours.objectives))
+    check_writable(Path(runs))
+    folder = Path(runs) / page.name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(page, behaviours, folder, device)
+    with thread_limit(1):
+        for row in page.graded:
+            run.unit(row.name, run.graded_row, row)
+        for source in page.sources:
+            run.unit(source.name, run.source, source)
+    return folder
+
+
+class _Run:
+    """The work of a page."""
+
+    def __init__(self, page: FusedPage, behaviours: Behaviours, folder: Path, device: str) -> None:
+        self.page, self.behaviours, self.folder, self.device = page, behaviours, folder, device
+        self.objectives = tuple(behaviours.objectives)
+        self.dataset = train_set(behaviours)
+        self.judges = {
+            split: GradedJudge(behaviours, split, self.dataset, page.gains)
+            for split in ("valid", "test")
+        }
+        config = objective_config("ObjectivePop", behaviours, page.seeds[0], {}, device)
+        self.config = config
+
+    def unit(self, name: str, work: Any, about: Any) -> None:
+        """Do it, unless it is there."""
+        file = self.folder / f"{slug(name)}.json"
+        made_by = self._made_by(about)
+        found = _read(file)
+        if found is not None and found | made_by == found and file.with_suffix(".npz").is_file():
+            return
+        start = time.perf_counter()
+        entries, arrays = work(about)
+        content = made_by | {
+            "name": name, "objectives": list(self.objectives), "entries": entries,
+            "seconds": round(time.perf_counter() - start, 2),
+            "versions": versions(), "commit": commit(),
+        }  # fmt: skip
+        file.unlink(missing_ok=True)  # no old entries beside new values
+        write_atomically(file.with_suffix(".npz"), npz_bytes(arrays))
+        write_atomically(file, json_text(content).encode())
+        _log.info("%s: done", name)
+
+    def _made_by(self, about: Row | Source) -> dict[str, Any]:
+        """What a unit depends on."""
+        page = self.page
+        if isinstance(about, Row):
+            gains = next(iter(page.gains.values()))
+            used: Any = [
+                check_objective_settings(about.model, trial | {"gains": gains}, self.objectives)
+                for trial in about.trials(page.trials)
+            ]
+            seeds = about.seeds
+        else:
+            seeds = page.seeds
+            used = [
+                {name: check_objective_settings(head.model, head.settings, self.objectives)
+                 for name, head in about.heads.items()},
+                {name: vars(fusion) for name, fusion in page.fusions.items()},
+            ]  # fmt: skip
+        depends = {"gains": page.gains, "trials": page.trials, "seeds": list(seeds)}
+        known = {"sha256": self.behaviours.sha256, "dataset": self.behaviours.name}
+        return json.loads(json_text(known | depends | {"settings": used}))
+
+    def graded_row(self, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """A model of the graded target: its settings chosen for each setting of gains."""
+        trials = row.trials(self.page.trials)
+        scores: dict[str, list[float]] = {gains: [] for gains in self.page.gains}
+        for trial in trials:
+            for gains in scores:
+                values = self._judged(row.model, trial, gains, "valid", row.seeds[0])
+                scores[gains].append(mean(values[gains]))
+            _log.info("%s, %s: %s", row.name, trial, {g: each[-1] for g, each in scores.items()})
+        entries, arrays = [], {}
+        for gains, each in scores.items():
+            chosen = trials[int(np.argmax(each))]
+            closed = not load_properties("model", row.model)["epochs"]
+            tests = [
+                self._judged(row.model, chosen, gains, "test", seed)
+                for seed in (row.seeds[:1] if closed else row.seeds)
+            ]
+            entry = {"gains": gains, "row": row.name, "kind": "graded", "weights": None,
+                     "settings": chosen, "trials": trials, "scores": each,
+                     "valid": max(each)}  # fmt: skip
+            arrays |= _arrays(len(entries), gains, self.objectives, tests)
+            entries.append(entry | _seeds(gains, tests))
+        return entries, arrays | {"task": self.judges["test"].tasks}
+
+    def _judged(
+        self, model: str, settings: Mapping[str, Any], gains: str, split: str, seed: int
+    ) -> Values:
+        """By the ranking of a model of the graded target, whose epoch is chosen on valid."""
+        settings = {**settings, "gains": self.page.gains[gains]}
+
+        def values(fitted: Any, split: str) -> Values:
+            main = self.objectives[0]
+            return self.judges[split].judge(lambda users: fitted.rank(users, main))
+
+        fitted = fit_model(
+            model, self.behaviours, seed, settings, self.device,
+            lambda fitted: mean(values(fitted, "valid")[gains]),
+        )[0]  # fmt: skip
+        return values(fitted.eval(), split)
+
+    def source(self, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Each head alone, and every way to fuse them with equal and with searched weights."""
+        trials = weight_trials(len(self.objectives), self.page.trials, self.page.seeds[0])
+        heads = source.heads.values()
+        trained = any(load_properties("model", head.model)["epochs"] for head in heads)
+        seeds = self.page.seeds if trained else self.page.seeds[:1]
+        first = self._fused(source, seeds[0])
+        tried = {(name, weights) for name in self.page.fusions for weights in trials}
+        alone = {("", weights) for weights in trials[1 : len(self.objectives) + 1]}
+        valid = self._values(first, "valid", tried | alone)
+        entries = self._entries(valid, trials)
+        wanted = {(entry["fusion"], tuple(entry["weights"])) for entry in entries}
+        tests = []
+        for seed in seeds:
+            model = first if seed == seeds[0] else self._fused(source, seed)
+            tests.append(self._values(model, "test", wanted))
+        arrays: dict[str, Any] = {"task": self.judges["test"].tasks}
+        for number, entry in enumerate(entries):
+            place = entry.pop("fusion"), tuple(entry["weights"])
+            each = [values[place] for values in tests]
+            entry |= _seeds(entry["gains"], each)
+            entry["weights"] = dict(zip(self.objectives, place[1]))
+            arrays |= _arrays(number, entry["gains"], self.objectives, each)
+        return entries, arrays
+
+    def _entries(self, valid: dict[Place, Values], trials: list[Weights]) -> list[dict[str, Any]]:
+        """What is judged on test under each setting of gains: heads, equal and best weights."""
+        entries = []
+        for gains in self.page.gains:
+            for objective, weights in zip(self.objectives, trials[1:]):
+                entries.append({"gains": gains, "row": f"{objective} alone", "kind": "single",
+                                "fusion": "", "weights": weights,
+                                "valid": mean(valid["", weights][gains])})  # fmt: skip
+            for name in self.page.fusions:
+                scores = [mean(valid[name, weights][gains]) for weights in trials]
+                for kind, best in (("equal", 0), ("searched", int(np.argmax(scores)))):
+                    entries.append({"gains": gains, "row": name, "kind": kind, "fusion": name,
+                                    "weights": trials[best], "valid": scores[best]})  # fmt: skip
+        return entries
+
+    def _fused(self, source: Source, seed: int) -> FusedRecommender:
+        models: dict[str, Any] = {}
+        heads = {}
+        for objective, head in source.heads.items():
+            key = f"{head.model} {digest(head.settings)}"
+            if key not in models:
+                found = fit_model(head.model, self.behaviours, seed, head.settings, self.device)
+                models[key] = found[0].eval()
+            heads[objective] = Head(models[key], objective)
+        return FusedRecommender(self.config, self.dataset, heads).to(self.config["device"]).eval()
+
+    def _values(
+        self, model: FusedRecommender, split: str, wanted: Iterable[Place]
+    ) -> dict[Place, Values]:
+        """Of every way to fuse and its weights; the heads rank each user once."""
+        judge, wanted = self.judges[split], sorted(wanted)
+        plain = read_settings(
+            FusedSettings, {**load_properties("model", "FusedRecommender"), **_PLAIN}, "heads"
+        )
+        fusions = {"": plain, **self.page.fusions}
+        order = {name: tuple(self.objectives.index(each) for each in fusion.funnel)
+                 for name, fusion in fusions.items()}  # fmt: skip
+        found = {place: judge.empty() for place in wanted}
+        for batch in judge.batches():
+            with torch.no_grad():
+                scores = model.head_scores(batch.user.to(self.config["device"])).cpu()
+                hidden = (scores == -torch.inf).all(0)
+                last = None, None
+                for name, weights in wanted:
+                    if last[0] != name:
+                        last = name, prepared(scores, fusions[name])
+                    fused = combine(last[1], weights, fusions[name], order[name])
+                    fused = fused.masked_fill(hidden, -torch.inf)
+                    judge.collect(found[name, weights], batch, fused)
+        return found
+
+
+def _seeds(gains: str, tests: list[Values]) -> dict[str, Any]:
+    return {"test": [mean(values[gains]) for values in tests]}
+
+
+def _arrays(
+    number: int, gains: str, objectives: tuple[str, ...], tests: list[Values]
+) -> dict[str, Any]:
+    """Each user's mean over seeds, under the gains and of each objective."""
+    names = {"fused": gains} | {name: name for name in objectives}
+    return {
+        f"{number}/{key}": np.mean([values[name] for values in tests], axis=0)
+        for key, name in names.items()
+    }
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a file of a finished unit holds; None where it is not there, or damaged."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
