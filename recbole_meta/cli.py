@@ -192,6 +192,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", default="results", help="where tables are, and cards are written")
 
     sub = command(
+        "rows",
+        "Run what is missing of a table of multi-task models of rows, and write it.",
+        "rows ml-100k",
+        _rows,
+    )
+    sub.add_argument("name", help="a file of properties/rows, or a path ending in .yaml")
+    sub.add_argument("--runs", default="runs", help="where finished work is kept")
+    sub.add_argument("--results", default="results", help="where the table is written")
+    sub.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
+    sub.add_argument("--verbose", "-v", action="count", default=0, help="say what is done")
+    _add_data(sub)
+
+    sub = command(
         "multitask",
         "Run what is missing of a table of multi-task models, and write it.",
         "multitask jd --data_path ../shared/data",
@@ -495,6 +508,14 @@ def _cards(options: argparse.Namespace) -> None:
     from recbole_meta.cards import write_cards
 
     for path in write_cards(Path(options.results)):
+        print(path)
+
+
+def _rows(options: argparse.Namespace) -> None:
+    from recbole_meta.row_pages import run_rows
+
+    where = (options.data_path, options.prepared_path, options.runs, options.results)
+    for path in run_rows(options.name, *where, options.device):
         print(path)
 
 

@@ -22,6 +22,7 @@ COMMANDS = [
     "table",
     "groups",
     "cards",
+    "rows",
     "multitask",
     "fuse",
     "keep",

@@ -88,7 +88,7 @@ def only_behaviours(objectives: Objectives, where: str) -> Objectives:
 
 def described(objectives: Objectives) -> dict[str, dict[str, Any]]:
     """As a page says it: what is left at its default is not said."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, objective in objectives.items():
         found[name] = {"label": objective.label, "type": objective.type}
         if objective.given is not None:

@@ -10,7 +10,7 @@ by time only what a row says at once, a rating, is an honest label.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -103,8 +103,7 @@ def _write(
         if fields.time is None:
             raise DataError("rows_time needs a time field, and the data set names none.")
         time = file.numbers(fields.time)
-    keys = [np.array([_key(token) for token in side], dtype=np.uint64) for side in (users, items)]
-    rows = Rows(user.astype(np.int64), item.astype(np.int64), time, *keys)
+    rows = Rows(user.astype(np.int64), item.astype(np.int64), time, _keys(users), _keys(items))
     chosen, left = (_by_user(rows, seed), 0) if time is None else _by_time(rows, time)
     for name, numbers in chosen.items():
         if not len(numbers):
@@ -120,8 +119,9 @@ def _write(
             "rows_of": {name: len(numbers) for name, numbers in chosen.items()}}  # fmt: skip
 
 
-def _key(token: str) -> int:
-    return int(sha256(token.encode())[:16], 16)
+def _keys(tokens: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """A hash of each token."""
+    return np.array([int(sha256(token.encode())[:16], 16) for token in tokens], dtype=np.uint64)
 
 
 def _by_user(rows: Rows, seed: int) -> dict[str, Ints]:

@@ -35,7 +35,7 @@ def world(folder, rows=None, page=PAGE, n_users=12):
             for u in range(n_users)
             for i in random.permutation(40)[: 20 if u < n_users - 1 else 5]
         ]
-        rows.append(("u0", "i99", "", 7))
+        rows.append(("u0", "i99", "", 99_999))
     (folder / "made").mkdir(exist_ok=True)
     lines = ["\t".join(map(str, row)) for row in rows]
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"

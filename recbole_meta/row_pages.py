@@ -1,0 +1,297 @@
+"""A table of multi-task models of rows: search on valid, test once per seed, then the table.
+
+A page of ``properties/rows`` names the data set, how its rows are split, which rows stand in the
+table, what each may try, and the metric that chooses on valid. Every trial and every run is a file:
+what has its file, made by the settings and data of today, is not done again. The unit is the user,
+the mean over seeds; every row is compared with the floor and with the single-task model, each the
+best of its group on valid (Wilcoxon over users, Holm over the table).
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
+from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.entries import slug
+from recbole_meta.evaluation.rows import check_row_metric, direction
+from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
+from recbole_meta.fitting import thread_limit
+from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_model
+from recbole_meta.search import digest
+from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
+from recbole_meta.tracking import (
+    check_writable,
+    commit,
+    json_text,
+    npz_bytes,
+    versions,
+    write_atomically,
+)
+
+_log = logging.getLogger(__name__)
+_RESAMPLES = 2_000
+_BASES = ("floor", "single")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of ``properties/rows``."""
+
+    dataset: str
+    protocol: str
+    split_seed: Count
+    seeds: tuple[Count, ...]  # of rows that train; the first one searches
+    trials: Size
+    most_users: Size | None  # who rank on valid; ~: all
+    choose: str  # the metric that chooses settings on valid
+    shown: tuple[str, ...]  # metrics of the table
+    rows: tuple[dict[str, Any], ...]
+
+
+def read_rows_page(name: str) -> tuple[str, Page]:
+    """The name and the content of a page: of ``properties/rows``, or a path."""
+    path = Path(name) if name.endswith(".yaml") else None
+    values = load_properties("rows", name) if path is None else load_yaml(path)
+    name = name if path is None else path.stem
+    return name, read_settings(Page, values, f"Page '{name}'")
+
+
+def run_rows(
+    name: str,
+    data_path: str = "dataset",
+    prepared_path: str = "dataset/prepared",
+    runs: str | Path = "runs",
+    results: str | Path = "results",
+    device: str = "cpu",
+) -> list[Path]:
+    """Run what is missing of a page, on one thread, and write its table."""
+    name, page = read_rows_page(name)
+    folder = open_rows(
+        prepare_rows(page.dataset, page.protocol, data_path, prepared_path, page.split_seed)
+    )
+    rows = _checked(name, page, folder)
+    check_writable(Path(runs))
+    root = Path(runs) / name
+    with thread_limit(1):
+        finished = [_RowRun(page, row, folder, root, device).run() for row in rows]
+    return _write_table(name, page, finished, Path(results))
+
+
+def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
+    """Refused where a row would stop in the middle of the work."""
+    where = f"Page '{name}', rows"
+    for metric in (page.choose, *page.shown):
+        check_row_metric(metric, folder.objectives, f"Page '{name}': metric")
+    rows = [read_row(entry, where, Row, seeds=page.seeds) for entry in page.rows]
+    names = [row.name for row in rows]
+    twice = [each for each in names if names.count(each) > 1]
+    if twice or not rows or not page.seeds:
+        said = f"'{twice[0]}' stands there twice" if twice else "there are no rows or no seeds"
+        raise SettingError(f"{where}: {said}.")
+    for row in rows:
+        if row.ranges():
+            raise SettingError(f"{where}: '{row.ranges()[0]}' is a range: name the values to try.")
+        for trial in row.trials(page.trials):
+            check_row_settings(row.model, trial, folder)
+    return rows
+
+
+class _RowRun:
+    """The work of one row: trials on valid by the first seed, then the chosen settings on test."""
+
+    def __init__(self, page: Page, row: Row, folder: RowSplits, root: Path, device: str) -> None:
+        self.page, self.row, self.folder, self.device = page, row, folder, device
+        self.root = root / slug(row.name)
+        self.trials = row.trials(page.trials)
+        trains = (load_properties("model", row.model) | self.trials[0])["epochs"] > 0
+        self.seeds = page.seeds if trains else page.seeds[:1]
+
+    def run(self) -> "Finished":
+        """What the table needs of the row."""
+        best = self.trials[0]
+        if len(self.trials) > 1:
+            sign = direction(self.page.choose)
+            best = max(self.trials, key=lambda trial: sign * self._trial(trial)[self.page.choose])
+        places = [self._test(best, seed) for seed in self.seeds]
+        group = row_model(self.row.model).group
+        return Finished(self.row.name, group, len(self.trials), best, places)
+
+    def _wanted(self, settings: Settings, seed: int) -> dict[str, Any]:
+        """What a fit depends on."""
+        used = check_row_settings(self.row.model, settings, self.folder)
+        return {
+            "sha256": self.folder.sha256, "model": self.row.model, "seed": seed,
+            "config": json.loads(json.dumps(used)), "most_users": self.page.most_users,
+        }  # fmt: skip
+
+    def _fit(self, settings: Settings, seed: int) -> RowFit:
+        most = self.page.most_users
+        return fit_rows(self.row.model, self.folder, seed, settings, self.device, most)
+
+    def _trial(self, settings: Settings) -> dict[str, float]:
+        """The means on valid with these settings."""
+        file = self.root / "search" / f"{digest(settings)}.json"
+        wanted = self._wanted(settings, self.seeds[0])
+        found = _read(file)
+        if found | wanted != found:
+            fit = self._fit(settings, self.seeds[0])
+            found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json_text(found).encode())
+            _log.info("%s, %s: %s", self.row.name, settings, found["valid"][self.page.choose])
+        return dict(found["valid"])
+
+    def _test(self, settings: Settings, seed: int) -> Path:
+        """The folder of a run."""
+        place = self.root / f"seed{seed}-{digest(settings)}"
+        wanted = self._wanted(settings, seed)
+        found = _read(place / "result.json")
+        if found | wanted == found and (place / "tasks.npz").is_file():
+            return place
+        fit = self._fit(settings, seed)
+        judged = fit.test(self.folder)
+        result = wanted | {
+            "metrics": judged.means(), "valid_metrics": fit.valid.means(), "seconds": fit.seconds,
+            "epochs": fit.epochs, "history": fit.history,
+            "parameters": sum(each.numel() for each in fit.model.parameters()),
+            "versions": versions(), "commit": commit(),
+        }  # fmt: skip
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
+        write_atomically(place / "tasks.npz", npz_bytes(judged.to_npz()))
+        write_atomically(place / "result.json", json_text(result).encode())
+        _log.info("%s, seed %s: %s", self.row.name, seed, result["metrics"][self.page.choose])
+        return place
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of a finished step holds; nothing where it is not there, or damaged."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class Finished:
+    """A row whose runs are there."""
+
+    def __init__(
+        self, name: str, group: str, trials: int, chosen: Settings, places: Sequence[Path]
+    ) -> None:
+        self.name, self.group, self.trials, self.chosen = name, group, trials, chosen
+        self.results = [_read(place / "result.json") for place in places]
+        self.arrays = []
+        for place in places:
+            with np.load(place / "tasks.npz", allow_pickle=False) as file:
+                self.arrays.append({key: file[key] for key in file.files})
+
+    def values(self, metric: str) -> "np.ndarray[Any, Any] | None":
+        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once."""
+        if metric not in self.arrays[0]:
+            return None
+        return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
+
+    def mean(self, metric: str, split: str = "metrics") -> float:
+        """The mean over seeds."""
+        return float(np.mean([result[split][metric] for result in self.results]))
+
+
+def _write_table(name: str, page: Page, rows: list[Finished], results: Path) -> list[Path]:
+    """``table.json`` and ``table.md``."""
+    cells = [cell for metric in page.shown for cell in _cells(page, metric, rows)]
+    tests = {(n, base): cell[f"p_{base}"] for n, cell in enumerate(cells) for base in _BASES
+             if cell[f"p_{base}"] is not None}  # fmt: skip
+    for (number, base), p in holm(tests).items():
+        cells[number][f"p_{base}"] = float(f"{p:.3g}")
+    folder = results / name
+    folder.mkdir(parents=True, exist_ok=True)
+    table, markdown = folder / "table.json", folder / "table.md"
+    lines = ",\n".join(json.dumps(cell, separators=(",", ":")) for cell in cells)
+    table.write_text(f"[\n{lines}\n]\n", "utf-8")
+    markdown.write_text("\n".join(_markdown(name, page, rows, cells)) + "\n", "utf-8")
+    return [table, markdown]
+
+
+def _cells(page: Page, metric: str, rows: list[Finished]) -> list[dict[str, Any]]:
+    """One metric of every row, beside the best of each base on valid."""
+    sign = direction(metric)
+    best = {
+        base: max(here, key=lambda row: sign * row.mean(metric, "valid_metrics"))
+        for base in _BASES
+        if (here := [row for row in rows if row.group == base])
+    }
+    found = []
+    for row in rows:
+        values = row.values(metric)
+        mean = row.mean(metric)
+        cell: dict[str, Any] = {
+            "dataset": page.dataset, "protocol": page.protocol, "metric": metric,
+            "model": row.name, "group": row.group, "seeds": len(row.results), "mean": mean,
+            "low": None, "high": None, "n_tasks": None,
+            "valid": row.mean(metric, "valid_metrics"),
+        }  # fmt: skip
+        if values is not None:
+            interval = bootstrap_interval(values, resamples=_RESAMPLES)
+            cell |= {"low": interval.low, "high": interval.high,
+                     "n_tasks": int((~np.isnan(values)).sum())}  # fmt: skip
+        for base in _BASES:
+            cell |= dict.fromkeys((f"gain_{base}", f"gain_{base}_low", f"gain_{base}_high",
+                                   f"p_{base}"))  # fmt: skip
+            other = best.get(base)
+            if other is None or other is row or values is None or row.group == "floor":
+                continue
+            theirs = other.values(metric)
+            assert theirs is not None
+            better, worse = (values, theirs) if sign > 0 else (theirs, values)
+            gain = paired_gain(better, worse, resamples=_RESAMPLES)
+            cell |= {f"gain_{base}": gain.mean, f"gain_{base}_low": gain.low}
+            cell |= {f"gain_{base}_high": gain.high, f"p_{base}": wilcoxon_p(values, theirs)}
+        found.append({k: round(v, 5) if isinstance(v, float) and k[0] != "p" else v
+                      for k, v in cell.items()})  # fmt: skip
+    return found
+
+
+def _markdown(
+    name: str, page: Page, rows: list[Finished], cells: list[dict[str, Any]]
+) -> list[str]:
+    lines = [
+        f"# {name}", "",
+        f"Made by `recbole-meta rows {name}`; all figures are in `table.json`. Means on test over",
+        "users, whose values are means over seeds (`pooled_auc`, `calibration_error` and `ratio`:",
+        f"over all rows). Settings and epochs are chosen on valid, settings by {page.choose}. In",
+        "brackets the gain over the best single-task model on valid, paired over users; `>`, `<`:",
+        "better, worse than it at Holm-adjusted p < .01 (Wilcoxon).",
+        "", "| group | model | " + " | ".join(page.shown) + " |",
+        "|---" * (len(page.shown) + 2) + "|",
+    ]  # fmt: skip
+    found = {(cell["model"], cell["metric"]): cell for cell in cells}
+    for row in rows:
+        shown = [_shown(found[row.name, metric]) for metric in page.shown]
+        lines.append(f"| {row.group} | {row.name} | {' | '.join(shown)} |")
+    lines += ["", "## Settings, chosen on valid", ""]
+    for row in rows:
+        seconds = np.mean([result["seconds"]["fit"] for result in row.results])
+        lines.append(
+            f"- {row.name}: {row.trials} trial{'s' * (row.trials > 1)}, {len(row.results)} "
+            f"seed{'s' * (len(row.results) > 1)}; {row.chosen}; {row.results[0]['parameters']} "
+            f"parameters; {seconds:.0f} s a training."
+        )
+    return lines
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    text = f"{cell['mean']:.4f}"
+    if cell["gain_single"] is None:
+        return text
+    text += f" ({cell['gain_single']:+.4f})"
+    if cell["p_single"] < 0.01:
+        text += " >" if cell["gain_single"] > 0 else " <"
+    return text

@@ -1,0 +1,117 @@
+"""A table of models of rows: made once, resumed, and its figures from the files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from recbole_meta.cli import main
+from recbole_meta.errors import SettingError
+from recbole_meta.row_pages import read_rows_page, run_rows
+from recbole_meta.settings import names
+from tests.data.test_row_splits import world
+
+TRAINED = {"epochs": 2, "train_batch_size": 64, "negatives": 1, "embedding_size": 4}
+PAGE = {
+    "dataset": "made", "protocol": "rows_random", "split_seed": 0, "seeds": [1, 2], "trials": 2,
+    "most_users": None, "choose": "like/ndcg@10",
+    "shown": ["like/ndcg@10", "rating/mae", "like/pooled_auc"],
+    "rows": [
+        {"name": "Floor", "model": "ObjectiveRate"},
+        {"name": "Single", "model": "SingleTask",
+         "fixed": {**TRAINED, "budget": "total", "match": "SharedBottom", "tower_sizes": [4],
+                   "match_settings": {"bottom_sizes": [8], "tower_sizes": [4]}}},
+        {"name": "Shared", "model": "SharedBottom",
+         "fixed": {**TRAINED, "bottom_sizes": [8], "tower_sizes": [4]},
+         "grid": {"learning_rate": [0.001, 0.03]}},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    world(folder, n_users=30)
+    (folder / "small.yaml").write_text(yaml.safe_dump(PAGE), "utf-8")
+    assert go(folder) == 0
+    return folder
+
+
+def go(folder) -> int:
+    where = ["--data_path", str(folder), "--prepared_path", str(folder / "prepared")]
+    out = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
+    return main(["rows", str(folder / "small.yaml"), *where, *out])
+
+
+def table(folder):
+    return json.loads((folder / "results" / "small" / "table.json").read_text("utf-8"))
+
+
+def test_the_table_has_the_mean_of_users_over_seeds(folder):
+    cells = {(c["model"], c["metric"]): c for c in table(folder)}
+    assert len(cells) == 9
+    runs = sorted((folder / "runs" / "small" / "Shared").glob("seed*"))
+    assert len(runs) == 2
+    values = []
+    for run in runs:
+        with np.load(run / "tasks.npz") as arrays:
+            values.append(arrays["rating/mae"])
+    mean = np.nanmean(np.mean(values, axis=0))
+    assert cells["Shared", "rating/mae"]["mean"] == pytest.approx(mean, abs=1e-5)
+    assert (
+        cells["Shared", "rating/mae"]["seeds"] == 2 and cells["Floor", "rating/mae"]["seeds"] == 1
+    )
+    single = []
+    for run in sorted((folder / "runs" / "small" / "Single").glob("seed*")):
+        with np.load(run / "tasks.npz") as arrays:
+            single.append(arrays["rating/mae"])
+    gain = np.nanmean(np.mean(single, axis=0) - np.mean(values, axis=0))  # a smaller error: better
+    assert cells["Shared", "rating/mae"]["gain_single"] == pytest.approx(gain, abs=1e-5)
+    assert cells["Shared", "like/pooled_auc"]["gain_single"] is None
+
+
+def test_the_settings_are_those_that_valid_names(folder):
+    root = folder / "runs" / "small" / "Shared"
+    found = [json.loads(p.read_text("utf-8")) for p in (root / "search").glob("*.json")]
+    best = max(found, key=lambda trial: trial["valid"]["like/ndcg@10"])
+    for run in root.glob("seed*/result.json"):
+        result = json.loads(run.read_text("utf-8"))
+        assert result["config"]["learning_rate"] == best["config"]["learning_rate"]
+
+
+def test_what_has_its_file_is_not_done_again_and_what_lacks_it_is(folder):
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.json")}
+    text = table(folder)
+    gone = next((folder / "runs" / "small" / "Single").glob("seed2-*"))
+    shutil.rmtree(gone)
+    assert go(folder) == 0
+    after = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.json")}
+    changed = {p for p in before if before[p] != after[p]}
+    assert changed == {gone / "result.json"}
+    assert table(folder) == text  # the same bits
+
+
+REFUSED = [
+    ({"choose": "like/ndgc@10"}, "is 'like/ndgc@10'"),
+    ({"rows": []}, "no rows or no seeds"),
+    ({"rows": [PAGE["rows"][0], PAGE["rows"][0]]}, "stands there twice"),
+    ({"rows": [{"name": "X", "model": "MMOE"}]}, "Unknown model of rows 'MMOE'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"stop_by": "like/mae"}}]}, "'stop_by'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"expert": 3}}]}, "expert"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED)
+def test_a_page_that_cannot_run_is_refused(folder, tmp_path, changes, said):
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(PAGE | changes), "utf-8")
+    with pytest.raises(SettingError, match=said):
+        run_rows(str(file), str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_every_page_reads():
+    for name in names("rows"):
+        assert read_rows_page(name)[1].rows
