@@ -91,8 +91,8 @@ class Prepared(PreparedFolder):
 
     @cache  # noqa: B019 - a folder is read once and kept
     def rows(self, name: str) -> pd.DataFrame:
-        """The columns user, item (tokens), position among the task's rows, and time, target where
-        there are such.
+        """The columns user, item (tokens), position among the task's rows, and time, target, or
+        of a ranking rating, where there are such.
         """
         file = AtomicFile(self.path / f"{self.name}.{name}.inter")
         wanted = file.read([self.fields.user, self.fields.item])
@@ -103,6 +103,8 @@ class Prepared(PreparedFolder):
             frame["time"] = file.numbers(str(self.fields.time))
         if self.feedback != "implicit":
             frame["target"] = file.numbers(self.target)
+        elif self.fields.rating in file.columns:
+            frame["rating"] = file.numbers(str(self.fields.rating))
         frame["position"] = frame.groupby(self.side, sort=False).cumcount()
         return frame
 
@@ -258,6 +260,16 @@ class Prepared(PreparedFolder):
                     f"{self.name}: '{field}' is loaded from .inter and would become a feature. "
                     f"{nearest(field, allowed)}"
                 )
+
+
+def ratings_of(prepared: Prepared, rows: pd.DataFrame) -> "pd.Series[Any]":
+    """What was given in rows of a ranking."""
+    if "rating" not in rows:
+        raise DataError(
+            f"{prepared.name}: a model reads ratings, and the rows have none. Name their field in "
+            "'rating' of the data set's page."
+        )
+    return rows["rating"]
 
 
 def pairs_of(rows: pd.DataFrame) -> "pd.Index[Any]":
