@@ -5,6 +5,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile
@@ -91,8 +93,8 @@ class Prepared(PreparedFolder):
 
     @cache  # noqa: B019 - a folder is read once and kept
     def rows(self, name: str) -> pd.DataFrame:
-        """The columns user, item (tokens), position among the task's rows, and time, target, or
-        of a ranking rating, where there are such.
+        """The columns user, item (tokens), position among the task's rows, and time, target where
+        there are such.
         """
         file = AtomicFile(self.path / f"{self.name}.{name}.inter")
         wanted = file.read([self.fields.user, self.fields.item])
@@ -103,10 +105,25 @@ class Prepared(PreparedFolder):
             frame["time"] = file.numbers(str(self.fields.time))
         if self.feedback != "implicit":
             frame["target"] = file.numbers(self.target)
-        elif self.fields.rating in file.columns:
-            frame["rating"] = file.numbers(str(self.fields.rating))
         frame["position"] = frame.groupby(self.side, sort=False).cumcount()
         return frame
+
+    @cache  # noqa: B019 - read only where a model asks for it
+    def _given(self, phase: str) -> "pd.Series[Any]":
+        name = self.train_name(phase, self.shots[-1])  # has warm rows and all supports
+        file = AtomicFile(self.path / f"{self.name}.{name}.inter")
+        if self.fields.rating not in file.columns:
+            raise DataError(
+                f"{self.name}: a model reads ratings, and the rows have none. Name their field in "
+                "'rating' of the data set's page."
+            )
+        return pd.Series(file.numbers(str(self.fields.rating)), pairs_of(self.rows(name)))
+
+    def ratings(self, phase: str, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """What was given in warm or support rows, where a ranking is judged and a model reads it
+        nevertheless.
+        """
+        return self._given(phase)[pairs_of(rows)].to_numpy(np.float64)
 
     @property
     def target(self) -> str:
@@ -260,16 +277,6 @@ class Prepared(PreparedFolder):
                     f"{self.name}: '{field}' is loaded from .inter and would become a feature. "
                     f"{nearest(field, allowed)}"
                 )
-
-
-def ratings_of(prepared: Prepared, rows: pd.DataFrame) -> "pd.Series[Any]":
-    """What was given in rows of a ranking."""
-    if "rating" not in rows:
-        raise DataError(
-            f"{prepared.name}: a model reads ratings, and the rows have none. Name their field in "
-            "'rating' of the data set's page."
-        )
-    return rows["rating"]
 
 
 def pairs_of(rows: pd.DataFrame) -> "pd.Index[Any]":

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from recbole_meta.data.prepared import Prepared, ratings_of
+from recbole_meta.data.prepared import Prepared
 from recbole_meta.episode import Examples
 
 
@@ -32,6 +32,6 @@ def read_support(
     x, mask, label = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
     x[task, place] = rows[prepared.other_side].map(others).to_numpy(dtype=np.int64)
     mask[task, place] = 1
-    label[task, place] = ratings_of(prepared, rows) if rated else rows.get("target", 1)
+    label[task, place] = prepared.ratings(phase, rows) if rated else rows.get("target", 1)
     labels, masks = torch.from_numpy(label).float(), torch.from_numpy(mask).float()
     return Examples(torch.from_numpy(x), labels, masks, torch.arange(len(tasks)))

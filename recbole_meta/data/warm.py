@@ -14,7 +14,7 @@ from recbole.data.dataset import Dataset
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-from recbole_meta.data.prepared import Prepared, open_prepared, ratings_of
+from recbole_meta.data.prepared import Prepared, open_prepared
 
 Floats = npt.NDArray[np.float64]
 _EXACT = 2_500  # below this many users or items the decomposition is exact and dense
@@ -129,16 +129,17 @@ def _are_support(
 
 
 def warm_ratings(dataset: Dataset) -> Floats:
-    """What warm users gave in the rows of `warm_users`, where a ranking is judged and a model
-    reads it nevertheless.
-    """
+    """What warm users gave in the rows of `warm_users`, where a ranking is judged."""
     prepared, warm = open_prepared(dataset.config["prepared"]), warm_users(dataset)
-    rows = prepared.warm_rows(dataset.config["phase"])
+    phase = dataset.config["phase"]
+    rows = prepared.warm_rows(phase)
     user = rows["user"].map(dataset.field2token_id[dataset.uid_field])
     item = rows["item"].map(dataset.field2token_id[dataset.iid_field])
     task, other = (user, item) if prepared.side == "user" else (item, user)
-    given = pd.Series(ratings_of(prepared, rows).to_numpy(), [task, other])
-    return given[pd.MultiIndex.from_arrays([warm.ids[warm.user], warm.item])].to_numpy(np.float64)
+    given = pd.Series(prepared.ratings(phase, rows), [task, other])
+    pairs = pd.MultiIndex.from_arrays([warm.ids[warm.user], warm.item])
+    found: Floats = given[pairs].to_numpy(np.float64)
+    return found
 
 
 def warm_users(dataset: Dataset) -> WarmUsers:

@@ -30,14 +30,21 @@ def tiny(sample_path, tmp_path_factory):
     return open_prepared(prepare("tiny", protocol, "user_cold_curve", sample_path, target))
 
 
+def rated(rows, source: Path):
+    """Rows with what was given in them, as the source has it."""
+    lines = (source / "tiny" / "tiny.inter").read_text("utf-8").splitlines()[1:]
+    given = {tuple(line.split("\t")[:2]): float(line.split("\t")[2]) for line in lines}
+    return rows.assign(rating=[given[pair] for pair in zip(rows["user"], rows["item"])])
+
+
 # Against the dual, with loops.
 
 
 @pytest.mark.parametrize("fills", [0, 1])
-def test_all_kernels_against_the_dual(tiny, fit, float64, fills: int) -> None:
+def test_all_kernels_against_the_dual(tiny, sample_path, fit, float64, fills: int) -> None:
     fitted = fit(tiny, "KernelRidge", embedding_size=3, noise=0.4, reg_weights=[2.0], fills=fills,
                  **ALL)  # fmt: skip
-    warm, ids = tiny.warm_rows("test"), fitted.id_of("item")
+    warm, ids = rated(tiny.warm_rows("test"), sample_path), fitted.id_of("item")
     users = sorted(set(warm["user"]), key=lambda token: fitted.id_of("user")[token])
     had = {user: rows.sort_values("position") for user, rows in warm.groupby("user")}
     features = said(tiny)
@@ -72,7 +79,7 @@ def test_all_kernels_against_the_dual(tiny, fit, float64, fills: int) -> None:
         for _ in range(fills):  # by refits without the user
             filled = target + hidden * refitted(kernel, 2.0, filled)
         alpha = np.linalg.solve(kernel + 2.0 * np.eye(len(users)), filled)
-        cold = tiny.support("test", k)
+        cold = rated(tiny.support("test", k), sample_path)
         table = read_support(tiny, "test", k, fitted.id_of("user"), ids, rated=True)
         for user, own in cold.groupby("user"):
             z = read([ids[item] for item in own["item"]], list(own["rating"]), user)
@@ -178,11 +185,11 @@ def test_what_it_says_it_reads(tiny, fit) -> None:
 
 
 @pytest.mark.parametrize("ratings", [[0.0], [0.5]])
-def test_ratings_matter_where_they_are_read(tiny, fit, ratings) -> None:
+def test_ratings_matter_where_they_are_read(tiny, sample_path, fit, ratings) -> None:
     fitted = fit(tiny, "KernelRidge", ratings=ratings)
     judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", 3)
     support, users = fitted.model.support, fitted.id_of("user")
-    rows = tiny.support("test", 3)
+    rows = rated(tiny.support("test", 3), sample_path)
     own = rows[rows["user"] == tiny.tasks("test")[0]]
     wanted = own["rating"].tolist() if ratings != [0.0] else [1.0] * 3
     assert support.label[users[own["user"].iloc[0]]].tolist() == wanted
@@ -193,7 +200,7 @@ def test_ratings_matter_where_they_are_read(tiny, fit, ratings) -> None:
     assert same == (ratings == [0.0])
 
 
-def test_ratings_of_warm_users_are_those_of_their_rows(tiny, fit) -> None:
+def test_ratings_of_warm_users_are_those_of_their_rows(tiny, sample_path, fit) -> None:
     fitted = fit(tiny, "KernelRidge", ratings=[0.5])
     warm, users, items = (
         warm_users(fitted.stage.dataset),
@@ -201,7 +208,7 @@ def test_ratings_of_warm_users_are_those_of_their_rows(tiny, fit) -> None:
         fitted.id_of("item"),
     )
     found = dict(zip(zip(warm.ids[warm.user], warm.item), warm_ratings(fitted.stage.dataset)))
-    rows = tiny.warm_rows("test")
+    rows = rated(tiny.warm_rows("test"), sample_path)
     wanted = {(users[r.user], items[r.item]): r.rating for r in rows.itertuples()}
     assert found == wanted and len(set(found.values())) > 1
 
@@ -255,10 +262,10 @@ def saved(sample_path, tmp_path_factory):
     )  # fmt: skip
 
 
-def test_a_newcomer_with_ratings_and_features_is_ranked_as_judged(saved) -> None:
+def test_a_newcomer_with_ratings_and_features_is_ranked_as_judged(saved, sample_path) -> None:
     prepared, served = open_prepared(saved["prepared"]), load(saved["saved"])
     assert served.info()["takes"] == ["ratings"]
-    features, support = said(prepared), prepared.support("test", 5)
+    features, support = said(prepared), rated(prepared.support("test", 5), sample_path)
     arrays = np.load(Path(saved["runs"][0]["folder"]) / "tasks.npz")
     for user, scores in zip(arrays["task"], arrays["topk_score"]):
         own = support[support["user"] == user]
