@@ -138,8 +138,7 @@ def warm_ratings(dataset: Dataset) -> Floats:
     task, other = (user, item) if prepared.side == "user" else (item, user)
     given = pd.Series(prepared.ratings(phase, rows), [task, other])
     pairs = pd.MultiIndex.from_arrays([warm.ids[warm.user], warm.item])
-    found: Floats = given[pairs].to_numpy(np.float64)
-    return found
+    return np.asarray(given[pairs], dtype=np.float64)
 
 
 def warm_users(dataset: Dataset) -> WarmUsers:
