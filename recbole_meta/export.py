@@ -93,7 +93,7 @@ def inputs(served: Served) -> list[dict[str, Any]]:
     """Of each argument in order its name, type, shape and meaning; of ids their tokens, by id."""
     kind = str(torch.get_default_dtype()).removeprefix("torch.")
     others = f"{served.kind}s"
-    said = "ratings" if served.feedback == "rating" else "1: liked, 0: disliked"
+    said = "ratings" if served.takes_ratings else "1: liked, 0: disliked"
     return [
         {"name": others, "dtype": "int64", "shape": ["B", "S"], "is": "ids; 0 in padding",
          "tokens": served.items},

@@ -292,7 +292,8 @@ def judge_learner(
     dataset, model = stage.dataset, trainer.model
     ids = dataset.field2token_id
     tasks, others = ids[model.TASK_ID], ids[model.OTHER_ID]
-    model.observe(read_support(stage.prepared, phase, k, tasks, others))
+    support = read_support(stage.prepared, phase, k, tasks, others, model.reads_ratings)
+    model.observe(support)
     if control is not None:
         judged = torch.tensor([tasks[task] for task in stage.prepared.tasks(phase)])
         model.support = control(model.support, judged.to(model.device))

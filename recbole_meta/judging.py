@@ -58,12 +58,14 @@ class RowJudge:
                 scores[-1][str(k)] = score
                 if k not in best or sign * score > sign * best[k][0]:
                     best[k] = (score, trial, judged, fit)
-        runs = {}
+        runs, fitted = {}, {}  # for test: several k may have chosen one trial
         for k, (_, trial, valid, fit) in best.items():
             last = self._stage(choice, prepared, "test", trial)
-            trainer = fit_learner(
-                choice, last, config=self._config(choice, prepared, "test", trial)
-            )
+            key = json.dumps(trial)
+            if key not in fitted:
+                config = self._config(choice, prepared, "test", trial)
+                fitted[key] = fit_learner(choice, last, config=config)
+            trainer = fitted[key]
             start = time.perf_counter()
             test = judge_learner(trainer, choice, last, "test", k)
             seconds = {"fit": fit, "evaluate": time.perf_counter() - start}

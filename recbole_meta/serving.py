@@ -53,6 +53,11 @@ class Served:
         with torch.no_grad():
             self.encoded = model.encode(model.all_others)  # [I, ..]
 
+    @property
+    def takes_ratings(self) -> bool:
+        """Whether a newcomer says ratings: they were learnt, or a ranking reads them."""
+        return self.feedback == "rating" or self.model.reads_ratings
+
     def adapt(
         self,
         likes: Iterable[Any] = (),
@@ -64,7 +69,8 @@ class Served:
         """What is known of a newcomer from this; from nothing at all: the prior.
 
         ``likes`` and ``dislikes`` where rankings or labels were learnt, ``ratings`` where ratings
-        were. ``unknown``: error | ignore (with a warning), for items that the model does not know.
+        were, or where a ranking reads them. ``unknown``: error | ignore (with a warning), for items
+        that the model does not know.
         """
         said = self._said(likes, dislikes, ratings, unknown)
         return self._newcomer(said, _pairs("'features'", features))
@@ -72,8 +78,8 @@ class Served:
     def info(self) -> dict[str, Any]:
         """What it is, what it was trained on and what it takes."""
         model, facts = self.model, getattr(self.model, "facts", None)
-        takes = ["ratings"] if self.feedback == "rating" else ["likes"]
-        takes += ["dislikes"] if self.feedback != "rating" and model.reads_labels else []
+        takes = ["ratings"] if self.takes_ratings else ["likes"]
+        takes += ["dislikes"] if not self.takes_ratings and model.reads_labels else []
         fields = {"user": [], "item": []} if facts is None else {
             "user": [field.name for field in facts.user_fields if field.name != model.USER_ID],
             "item": [field.name for field in facts.item_fields if field.name != model.ITEM_ID],
@@ -110,7 +116,7 @@ class Served:
                         f"not {mine!r}."
                     )
             said, features = found["said"], _pairs("'features'", found["features"])
-            if self.feedback == "rating":
+            if self.takes_ratings:
                 return self._newcomer(self._said((), (), said, "error"), features)
             by = {label: [i for i in said if said[i] == label] for label in (1, 0)}
             if len(by[1]) + len(by[0]) < len(said):
@@ -124,7 +130,8 @@ class Served:
     def _taker(self) -> dict[str, str]:
         """What a newcomer's bytes must agree with: the same can be said to such a model."""
         data = str(self.about.get("dataset", ""))
-        return {"side": self.model.side, "feedback": self.feedback, "dataset": data}
+        said = "rating" if self.takes_ratings else self.feedback
+        return {"side": self.model.side, "feedback": said, "dataset": data}
 
     def adapt_many(
         self, newcomers: Iterable[Mapping[str, Any]], unknown: str = "error"
@@ -182,9 +189,9 @@ class Served:
             token: self._rating(token, value)
             for token, value in _pairs("'ratings'", ratings).items()
         }
-        if self.feedback == "rating" and (liked or disliked):
+        if self.takes_ratings and (liked or disliked):
             raise DataError("The model learnt ratings: give 'ratings', not likes or dislikes.")
-        if self.feedback != "rating" and rated:
+        if not self.takes_ratings and rated:
             raise DataError("The model learnt no ratings: give 'likes' and 'dislikes'.")
         both = set(liked) & set(disliked)
         if both:

@@ -26,7 +26,8 @@ from recbole_meta.settings import load_properties
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
-    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "MAML": SMALL, "ANIL": SMALL,
+    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "KernelRidge": {}, "MAML": SMALL,
+    "ANIL": SMALL,
     "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
     "CNP": SMALL | {"support_negatives": 2},

@@ -128,6 +128,29 @@ def read_features(
     ]
 
 
+def indicators(fields: Sequence[Field], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[.., D]: 0/1 of each category (shares of a set) and the numbers, side by side; and [.., D]:
+    1 where something is said, 0 where it is unknown.
+    """
+    pairs = [_indicators(*each) for each in zip(fields, values, strict=True)]
+    found, known = zip(*pairs, strict=True)
+    return torch.cat(found, dim=-1), torch.cat(known, dim=-1)
+
+
+def _indicators(field: Field, values: Tensor) -> tuple[Tensor, Tensor]:
+    kind = torch.get_default_dtype()
+    if not field.kind.startswith("token"):
+        numbers = values.unsqueeze(-1) if field.kind == "float" else values
+        return numbers.to(kind), torch.ones_like(numbers, dtype=kind)
+    categories = torch.arange(1, field.size, device=values.device)
+    found = (values.unsqueeze(-1) == categories).to(kind)
+    known = (values > 0).to(kind).unsqueeze(-1)  # [.., 1], or of a set [.., L, 1]
+    if field.kind == "token_seq":
+        number = known.sum(-2)
+        found, known = found.sum(-2) / number.clamp(min=1), number.clamp(max=1)
+    return found, known.expand(found.shape)
+
+
 class FieldEmbedding(nn.Module):
     """[.., F d]: the embeddings of F fields side by side; nothing, [.., 0], without a field."""
 

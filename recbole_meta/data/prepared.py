@@ -5,6 +5,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile
@@ -105,6 +107,23 @@ class Prepared(PreparedFolder):
             frame["target"] = file.numbers(self.target)
         frame["position"] = frame.groupby(self.side, sort=False).cumcount()
         return frame
+
+    @cache  # noqa: B019 - read only where a model asks for it
+    def _given(self, phase: str) -> "pd.Series[Any]":
+        name = self.train_name(phase, self.shots[-1])  # has warm rows and all supports
+        file = AtomicFile(self.path / f"{self.name}.{name}.inter")
+        if self.fields.rating not in file.columns:
+            raise DataError(
+                f"{self.name}: a model reads ratings, and the rows have none. Name their field in "
+                "'rating' of the data set's page."
+            )
+        return pd.Series(file.numbers(str(self.fields.rating)), pairs_of(self.rows(name)))
+
+    def ratings(self, phase: str, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """What was given in warm or support rows, where a ranking is judged and a model reads it
+        nevertheless.
+        """
+        return self._given(phase)[pairs_of(rows)].to_numpy(np.float64)
 
     @property
     def target(self) -> str:

@@ -8,13 +8,18 @@ from recbole_meta.episode import Examples
 
 
 def read_support(
-    prepared: Prepared, phase: str, k: int, tasks: dict[str, int], others: dict[str, int]
+    prepared: Prepared,
+    phase: str,
+    k: int,
+    tasks: dict[str, int],
+    others: dict[str, int],
+    rated: bool = False,
 ) -> Examples:
     """The first k rows of each cold user, [n_tasks, max(k, 1)]; other users' mask is all zero.
     Where items are cold, the first k rows of every item that is met in training.
 
     ``tasks`` and ``others`` map tokens to RecBole's ids. The label is 1 where the feedback is a
-    ranking.
+    ranking, or what the task gave where that is ``rated``.
     """
     if prepared.side == "user":
         rows = prepared.support(phase, k)
@@ -27,6 +32,6 @@ def read_support(
     x, mask, label = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
     x[task, place] = rows[prepared.other_side].map(others).to_numpy(dtype=np.int64)
     mask[task, place] = 1
-    label[task, place] = rows.get("target", 1)
+    label[task, place] = prepared.ratings(phase, rows) if rated else rows.get("target", 1)
     labels, masks = torch.from_numpy(label).float(), torch.from_numpy(mask).float()
     return Examples(torch.from_numpy(x), labels, masks, torch.arange(len(tasks)))

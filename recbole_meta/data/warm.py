@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from recbole.data.dataset import Dataset
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
@@ -125,6 +126,19 @@ def _are_support(
     known = users.notna() & items.notna()
     support = (users[known] * dataset.item_num + items[known]).to_numpy(dtype=np.int64)
     return np.isin(user * dataset.item_num + item, support)
+
+
+def warm_ratings(dataset: Dataset) -> Floats:
+    """What warm users gave in the rows of `warm_users`, where a ranking is judged."""
+    prepared, warm = open_prepared(dataset.config["prepared"]), warm_users(dataset)
+    phase = dataset.config["phase"]
+    rows = prepared.warm_rows(phase)
+    user = rows["user"].map(dataset.field2token_id[dataset.uid_field])
+    item = rows["item"].map(dataset.field2token_id[dataset.iid_field])
+    task, other = (user, item) if prepared.side == "user" else (item, user)
+    given = pd.Series(prepared.ratings(phase, rows), [task, other])
+    pairs = pd.MultiIndex.from_arrays([warm.ids[warm.user], warm.item])
+    return np.asarray(given[pairs], dtype=np.float64)
 
 
 def warm_users(dataset: Dataset) -> WarmUsers:

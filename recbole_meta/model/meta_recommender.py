@@ -63,6 +63,7 @@ class MetaRecommender(GeneralRecommender):
     feedback: ClassVar[tuple[str, ...]] = ("implicit",)  # what can be judged with it
     sides: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be a task
     reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
+    reads_ratings = False  # of a ranking's support, in the place of labels; by its settings
     newcomers: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be served by a saved one
     settings: MetaSettings
 
