@@ -32,11 +32,13 @@ CASES = {
         "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
         "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4},
+        "KernelRidge": {"embedding_size": 4},
     },
     "user_cold_5_rating": {
         "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {},
         "UserItemBias": {}, "MAML": SMALL | FIELDS,
         "MeLU": SMALL | {"inner_lr": 0.1, "inner_steps": 2}, "CNP": SMALL | FIELDS,
+        "RatingRidge": SMALL | {"directions": 3},
     },
     "user_cold_5_label": {"CNP": SMALL},
     "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {}},

@@ -37,6 +37,7 @@ FIELDS = {"item_fields": True, "user_fields": True}
 RATERS = {
     "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {}, "UserItemBias": {},
     "MAML": SMALL | FIELDS, "MeLU": SMALL | {"inner_lr": 0.1}, "CNP": SMALL | FIELDS,
+    "RatingRidge": SMALL | {"directions": 3},
 }  # fmt: skip
 
 
