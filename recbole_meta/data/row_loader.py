@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from recbole_meta.data.atomic import Ints
 from recbole_meta.data.row_splits import RowSplits
+
+_TRIES = 100  # draws of an item that a user does not know
 
 
 class LabelledRows:
@@ -90,7 +93,8 @@ class RowDataLoader:
 
     def _with_drawn(self, batch: Interaction, chosen: Ints) -> Interaction:
         user = np.repeat(self.rows.user[chosen], self.negatives)
-        item = self._unknown(user)
+        item, found = self._unknown(user)
+        user, item = user[found], item[found]
         drawn: dict[str, Tensor] = {
             self.rows.user_field: torch.from_numpy(user),
             self.rows.item_field: torch.from_numpy(item),
@@ -101,17 +105,23 @@ class RowDataLoader:
             drawn[name] = torch.full((len(user), *label.shape[1:]), 0.0 if no else torch.nan)
         return Interaction({key: torch.cat([batch[key], drawn[key]]) for key in drawn})
 
-    def _unknown(self, user: Ints) -> Ints:
-        """An item for each, uniform among those that the user has not in train."""
+    def _unknown(self, user: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """An item for each, uniform among those that the user has not in train, and who has one:
+        who knows nearly all of them may be left without.
+        """
         item = self.rng.integers(1, self.n_items, len(user))
-        for _ in range(100):
-            pair = user * self.n_items + item
-            place = np.searchsorted(self.known, pair).clip(max=len(self.known) - 1)
-            again = np.flatnonzero(self.known[place] == pair)
-            if not len(again):
+        known = self._knows(user, item)
+        for _ in range(_TRIES):
+            if not known.any():
                 break
-            item[again] = self.rng.integers(1, self.n_items, len(again))
-        return item
+            item[known] = self.rng.integers(1, self.n_items, int(known.sum()))
+            known[known] = self._knows(user[known], item[known])
+        return item, ~known
+
+    def _knows(self, user: Ints, item: Ints) -> npt.NDArray[np.bool_]:
+        pair = user * self.n_items + item
+        place = np.searchsorted(self.known, pair).clip(max=len(self.known) - 1)
+        return np.asarray(self.known[place] == pair)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the generator."""

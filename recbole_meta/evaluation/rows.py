@@ -5,8 +5,8 @@
   distribution, the user's observed one being the mean of his rows'.
 - over all rows at once: ``pooled_auc``; ``calibration_error``, the mean over ten bins of equal mass
   of |mean prediction - mean label|; ``ratio``, the mean prediction over the mean label.
-- rankings of a binary objective: users with a positive rank the catalogue less what they have in
-  train; ``ndcg@10`` and the others.
+- rankings of a binary objective: users with a positive rank the items of train less those that they
+  have there; ``ndcg@10`` and the others.
 
 An objective that is ``given`` another one has values inside its space and rankings of the whole.
 ``like/auc`` names one, ``mean/ndcg@10`` is the mean over the objectives that have it, ``worst/..``
@@ -106,6 +106,7 @@ class RowJudge:
         train = LabelledRows(folder, "train", dataset)
         task = self.task_of[train.user]
         self.known = task[task >= 0], train.item[task >= 0]
+        self.candidates = {*items[np.unique(train.item)]}
         self.rankings: dict[str, tuple[Ranking, npt.NDArray[np.int64]]] = {}
         for name, objective in self.objectives.items():
             if objective.type == "binary":
@@ -119,7 +120,7 @@ class RowJudge:
         place = np.full(len(self.users), -1)
         place[ranked] = np.arange(len(ranked))
         row, item = rows_of((self.task[positive], self.rows.item[positive]), place)
-        return Ranking(len(ranked), items, {*items[1:]}, {name: (row, item)}), ranked
+        return Ranking(len(ranked), items, self.candidates, {name: (row, item)}), ranked
 
     @torch.no_grad()
     def judge(self, model: Any, rankings: bool = True) -> RowsJudged:
@@ -157,7 +158,7 @@ class RowJudge:
         if kind == "distribution":
             found = _distribution_metrics(task, label, said, len(number))
         else:
-            judge = label_metrics if kind == "binary" else rating_metrics
+            judge = _label_values if kind == "binary" else rating_metrics
             found = judge(task, label, said, len(number))
         for metric in VALUES[kind]:
             values[f"{name}/{metric}"] = spread(found[metric], member)
@@ -183,16 +184,29 @@ class RowJudge:
         ranking.reset()
 
 
+def _label_values(
+    task: npt.NDArray[np.int64], label: Floats, said: Floats, n_tasks: int
+) -> dict[str, Floats]:
+    """As `label_metrics`, also where no user has both classes: no AUC then."""
+    ones, count = np.bincount(task, label, n_tasks), np.bincount(task, minlength=n_tasks)
+    if ((ones > 0) & (ones < count)).any():
+        return label_metrics(task, label, said, n_tasks)
+    inside = said.clip(CLIP, 1 - CLIP)
+    loss = -np.log(np.where(label == 1, inside, 1 - inside))
+    return {"auc": np.full(n_tasks, np.nan), "logloss": np.bincount(task, loss, n_tasks) / count}
+
+
 def calibration(label: Floats, said: Floats) -> dict[str, float]:
     """The pooled AUC, the calibration error and the ratio of all rows."""
     rows = np.zeros(len(label), dtype=np.int64)
     both = label.min() < label.max()
-    order = np.argsort(said, kind="stable")
-    bins = [part for part in np.array_split(order, _BINS) if len(part)]
-    gaps = [abs(said[part].mean() - label[part].mean()) * len(part) for part in bins]
+    _, group, count = np.unique(said, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - count / 2  # equal predictions are in one bin
+    place = np.floor(_BINS * middle / len(said)).astype(np.int64)[group]
+    gaps = np.abs(np.bincount(place, said - label))  # [bins] times their rows
     return {
         "pooled_auc": float(label_metrics(rows, label, said, 1)["auc"][0]) if both else np.nan,
-        "calibration_error": float(sum(gaps) / len(label)),
+        "calibration_error": float(gaps.sum() / len(label)),
         "ratio": float(said.mean() / label.mean()) if label.mean() else np.nan,
     }
 

@@ -183,3 +183,13 @@ def test_the_loader_goes_on_from_its_state(splits):
     other.load_state_dict(one.state_dict())
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a["item_id"], b["item_id"])
+
+
+def test_who_has_every_item_gets_no_drawn_row(splits):
+    dataset = row_dataset(splits)
+    rows = LabelledRows(splits, "train", dataset)
+    every = np.arange(1, dataset.item_num)
+    rows = rows.part(np.zeros(len(every), dtype=np.int64))  # one row, over and over
+    rows.item = every  # and now all items of one user
+    loader = RowDataLoader(rows, 8, 2, 5, dataset.item_num)
+    assert sum(len(batch) for batch in loader) == len(every)

@@ -9,6 +9,7 @@ from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.rows import (
     RowJudge,
+    _label_values,
     calibration,
     check_row_metric,
     direction,
@@ -88,6 +89,8 @@ def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged)
     found, model, dataset = judged
     users, items = (dataset.field2token_id[f] for f in ("user_id", "item_id"))
     train = splits.rows("train").groupby("user")["item"].agg(set)
+    met = sorted(set(splits.rows("train")["item"]))
+    assert len(met) < len(items) - 1  # one item is in no row of train
     for n, user in enumerate(found.users):
         rows = splits.rows("test")
         rows = rows[rows["user"] == user]
@@ -96,7 +99,7 @@ def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged)
         if not positive:
             assert np.isnan(value)
             continue
-        free = [token for token in items if token != "[PAD]" and token not in train[user]]
+        free = [token for token in met if token not in train[user]]
         scores = {token: float(model.table[users[user], items[token]]) for token in free}
         best = sorted(free, key=lambda token: -scores[token])[:10]
         discount = 1 / np.log2(np.arange(2, 12))
@@ -132,8 +135,15 @@ def test_calibration_by_hand():
     found = calibration(label, said)
     assert found["calibration_error"] == pytest.approx(0.2)
     assert found["ratio"] == pytest.approx(0.8) and found["pooled_auc"] == 1
-    honest = calibration(label, np.full(100, 0.5))  # bins of rows in their order
-    assert honest["ratio"] == 1 and honest["pooled_auc"] == 0.5
+    honest = calibration(label, np.full(100, 0.5))  # one bin, whatever the order of the rows
+    assert honest == {"pooled_auc": 0.5, "calibration_error": 0, "ratio": 1}
+
+
+def test_users_of_one_class_have_a_loss_and_no_auc():
+    task, label = np.array([0, 0, 1]), np.array([1.0, 1.0, 0.0])
+    found = _label_values(task, label, np.array([0.5, 0.25, 0.5]), 2)
+    assert np.isnan(found["auc"]).all()
+    np.testing.assert_allclose(found["logloss"], [-np.log(0.125) / 2, -np.log(0.5)])
 
 
 def test_means_and_the_worst(judged):
