@@ -90,7 +90,6 @@ def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged)
     users, items = (dataset.field2token_id[f] for f in ("user_id", "item_id"))
     train = splits.rows("train").groupby("user")["item"].agg(set)
     met = sorted(set(splits.rows("train")["item"]))
-    assert len(met) < len(items) - 1  # one item is in no row of train
     for n, user in enumerate(found.users):
         rows = splits.rows("test")
         rows = rows[rows["user"] == user]
