@@ -10,7 +10,9 @@ best of its group on valid (Wilcoxon over users, Holm over the table).
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Page:
     seeds: tuple[Count, ...]  # of rows that train; the first one searches
     trials: Size
     most_users: Size | None  # who rank on valid; ~: all
+    test_users: Size | None  # who rank on test; ~: all
     choose: str  # the metric that chooses settings on valid
     shown: tuple[str, ...]  # metrics of the table
     rows: tuple[dict[str, Any], ...]
@@ -70,8 +73,11 @@ def run_rows(
     runs: str | Path = "runs",
     results: str | Path = "results",
     device: str = "cpu",
+    processes: int = 1,
 ) -> list[Path]:
-    """Run what is missing of a page, on one thread, and write its table."""
+    """Run what is missing of a page, a row to a process of one thread, and write its table."""
+    if processes < 1:
+        raise SettingError(f"'processes' must be at least 1, found {processes}.")
     name, page = read_rows_page(name)
     folder = open_rows(
         prepare_rows(page.dataset, page.protocol, data_path, prepared_path, page.split_seed)
@@ -79,9 +85,18 @@ def run_rows(
     rows = _checked(name, page, folder)
     check_writable(Path(runs))
     root = Path(runs) / name
-    with thread_limit(1):
-        finished = [_RowRun(page, row, folder, root, device).run() for row in rows]
+    work = [(page, row, folder.path, root, device) for row in rows]
+    if processes == 1:
+        finished = [_run_row(*each) for each in work]
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            finished = [future.result() for future in [pool.submit(_run_row, *w) for w in work]]
     return _write_table(name, page, finished, Path(results))
+
+
+def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> "Finished":
+    with thread_limit(1):
+        return _RowRun(page, row, open_rows(place), root, device).run()
 
 
 def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
@@ -129,6 +144,7 @@ class _RowRun:
         return {
             "sha256": self.folder.sha256, "model": self.row.model, "seed": seed,
             "config": json.loads(json.dumps(used)), "most_users": self.page.most_users,
+            "test_users": self.page.test_users,
         }  # fmt: skip
 
     def _fit(self, settings: Settings, seed: int) -> RowFit:
@@ -156,7 +172,7 @@ class _RowRun:
         if found | wanted == found and (place / "tasks.npz").is_file():
             return place
         fit = self._fit(settings, seed)
-        judged = fit.test(self.folder)
+        judged = fit.test(self.folder, self.page.test_users)
         result = wanted | {
             "metrics": judged.means(), "valid_metrics": fit.valid.means(), "seconds": fit.seconds,
             "epochs": fit.epochs, "history": fit.history,

@@ -16,7 +16,7 @@ from tests.data.test_row_splits import world
 TRAINED = {"epochs": 2, "train_batch_size": 64, "negatives": 1, "embedding_size": 4}
 PAGE = {
     "dataset": "made", "protocol": "rows_random", "split_seed": 0, "seeds": [1, 2], "trials": 2,
-    "most_users": None, "choose": "like/ndcg@10",
+    "most_users": None, "test_users": None, "choose": "like/ndcg@10",
     "shown": ["like/ndcg@10", "rating/mae", "like/pooled_auc"],
     "rows": [
         {"name": "Floor", "model": "ObjectiveRate"},
@@ -91,6 +91,14 @@ def test_what_has_its_file_is_not_done_again_and_what_lacks_it_is(folder):
     changed = {p for p in before if before[p] != after[p]}
     assert changed == {gone / "result.json"}
     assert table(folder) == text  # the same bits
+
+
+def test_two_processes_make_the_same_table(folder, tmp_path):
+    where = str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path
+    made, _ = run_rows(str(folder / "small.yaml"), *where, processes=2)
+    assert json.loads(made.read_text("utf-8")) == table(folder)
+    with pytest.raises(SettingError, match="'processes' must be at least 1, found 0"):
+        run_rows(str(folder / "small.yaml"), *where, processes=0)
 
 
 REFUSED = [

@@ -86,7 +86,7 @@ class RowsJudged:
 
 
 class RowJudge:
-    """Judges one split; ``most_users`` (by token) rank, ~: all."""
+    """Judges one split; ``most_users``, evenly spaced by token, rank, ~: all."""
 
     def __init__(
         self, folder: RowSplits, split: str, dataset: Dataset, most_users: int | None = None
@@ -116,7 +116,9 @@ class RowJudge:
         self, name: str, items: npt.NDArray[Any], most: int | None
     ) -> tuple[Ranking, npt.NDArray[np.int64]]:
         positive = (self.rows.labels[name] == 1).numpy()
-        ranked = np.unique(self.task[positive])[:most]
+        ranked = np.unique(self.task[positive])
+        if most is not None and most < len(ranked):
+            ranked = ranked[np.arange(most) * len(ranked) // most]
         place = np.full(len(self.users), -1)
         place[ranked] = np.arange(len(ranked))
         row, item = rows_of((self.task[positive], self.rows.item[positive]), place)

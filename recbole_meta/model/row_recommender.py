@@ -11,7 +11,7 @@ A distribution over C categories is a user's: what it says of an item is
 """
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -62,8 +62,12 @@ class RowRecommender(GeneralRecommender):
     def prepare(self, train_data: Any) -> None:
         """Fit what has a closed form, once, before the first epoch."""
 
-    def outputs(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """Per objective of each row: a logit [B], a value [B] or logits of categories [B, C]."""
+    def outputs(
+        self, users: Tensor, items: Tensor, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Of each of these objectives (~: all), per row: a logit [B], a value [B] or logits of
+        categories [B, C].
+        """
         raise NotImplementedError(f"{type(self).__name__} must define outputs(users, items).")
 
     def expected(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
@@ -135,7 +139,8 @@ class RowRecommender(GeneralRecommender):
         """Scores [B, I] of the catalogue for these users, by RecBole's ids."""
         users = users.to(self.device)
         if self.objectives[objective].type == "distribution":
-            of_user = self.inside(self.outputs(users, torch.zeros_like(users)))[objective]  # [B, C]
+            said = self.outputs(users, torch.zeros_like(users), [objective])
+            of_user = self.inside(said)[objective]  # [B, C]
             return of_user @ self.get_buffer(f"categories_{objective}").T
         each = max(1, _ROWS_AT_ONCE // self.n_items)
         return torch.cat([self._rank(part, objective) for part in users.split(each)])
@@ -143,7 +148,7 @@ class RowRecommender(GeneralRecommender):
     def _rank(self, users: Tensor, objective: str) -> Tensor:
         items = torch.arange(self.n_items, device=users.device)
         rows = users.repeat_interleave(self.n_items), items.repeat(len(users))
-        outputs = self.outputs(*rows)
+        outputs = self.outputs(*rows, self.chain(objective))
         if self.objectives[objective].type == "regression":
             return outputs[objective].view(len(users), -1)
         return self.whole(outputs, objective).view(len(users), -1)
