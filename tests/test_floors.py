@@ -40,6 +40,7 @@ FLOORS = {
     "stage": 4,
     "fitting": 4,
     "objective_fitting": 4,
+    "behaviour_fitting": 4,
     "multitask": 4,
     "multitask_table": 4,
     "row_fitting": 4,

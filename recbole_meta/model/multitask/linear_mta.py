@@ -1,0 +1,68 @@
+r"""
+LinearMTA
+################################################
+Reference:
+    Vancura, Kordik. "Deep Variational Autoencoder with Shallow Parallel Path for Top-N
+    Recommendation (VASP)." ICANN 2021. arXiv:2102.05774
+    Steck. "Embarrassingly Shallow Autoencoders for Sparse Data." WWW 2019. arXiv:1905.03375
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from recbole_meta.errors import SettingError
+from recbole_meta.model.item_ridge import ItemRidge, weighted_union
+from recbole_meta.model.multitask.mta import MTA, MTASettings
+from recbole_meta.settings import Positive, Weight
+
+
+@dataclass(frozen=True)
+class LinearMTASettings(MTASettings):
+    linear: dict[str, Weight]  # s of an objective, on the linear path; 0 where one is not named
+    linear_weights: dict[str, Weight]  # of the behaviours that the path reads; 1: not named
+    reg_weight: Positive  # lambda of the path, in users
+
+
+class LinearMTA(MTA):
+    r"""MTA with a linear path from item to item beside the latent one.
+
+    .. math:: score^{(t)} = D_t z^{(t)} + e_t + c_t \, x_\cup + s_t \, W_t' x_w
+
+    :math:`W_t` is ObjectiveEASE's closed form from the weighted union :math:`x_w` to the
+    objective's own behaviour, with a diagonal of zeros, of train alone. Like :math:`c_t`,
+    :math:`s_t` is a setting, read when ranking only: W was fitted on the very users of a batch, so
+    that in training it would know the items that are hidden from the encoder. Nothing else differs
+    from MTA, and with all :math:`s_t = 0` nothing does.
+
+    What differs from VASP: a sum, not a product of probabilities; a closed form, not a trained
+    matrix.
+    """
+
+    settings: LinearMTASettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        s = self.settings
+        self.check_objectives(s.linear, "linear")
+        self.check_objectives(s.linear_weights, "linear_weights")
+        if self.own:
+            raise SettingError(
+                "LinearMTA: the linear path reads other behaviours: 'inputs' must be all."
+            )
+        self.ridge: ItemRidge | None = None
+
+    def prepare(self, train_data) -> None:
+        s = self.settings
+        named = {name: x for name, x in self.history.items() if s.linear.get(name)}
+        if named:
+            source = weighted_union(self.history, s.linear_weights, type(self).__name__)
+            self.ridge = ItemRidge(
+                train_data._dataset, source, named, s.reg_weight, type(self).__name__
+            )
+
+    def rank(self, users: Tensor, objective: str) -> Tensor:
+        scores = super().rank(users, objective)
+        if s := self.settings.linear.get(objective):
+            scores += s * self.ridge.scores(users, objective)
+        return scores
