@@ -10,23 +10,21 @@ objective the same scores, and its epoch is chosen by the mean over objectives.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory, gettempdir
+from functools import cache
+from tempfile import gettempdir
 from typing import Any
 
-from torch import Tensor
-
-from recbole_meta.choice import ModelChoice, check_settings, choose_model, model_page
-from recbole_meta.compat import contained, load_recbole_checkpoint, recbole_config
+from recbole_meta.choice import ModelChoice, check_settings, model_page
+from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.behaviours import SPLITS, Behaviours
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.objectives import ALL, NOVEL, ObjectiveJudge
-from recbole_meta.fitting import named_errors, recbole_trainer
 from recbole_meta.objective_fitting import ObjectiveFit
+from recbole_meta.ranker import USERS, Ranker, choose_ranker, fit_ranker
 
 BEHAVIOUR = "behaviour"  # the setting: an objective, or
 UNION = "union"
 _METRIC = "ndcg@10"  # chooses the epoch, on valid
-_USERS = 256  # per batch of RecBole's own loaders, which are made and not used
 
 
 def check_behaviour_settings(
@@ -35,7 +33,7 @@ def check_behaviour_settings(
     """All settings of a model of RecBole's: those given over its page, and the behaviour that it
     learns; refused where they cannot be.
     """
-    choice = _choice(name)
+    choice = choose_ranker(name)
     settings = dict(given)
     behaviour = settings.pop(BEHAVIOUR, None)
     if behaviour not in (*objectives, UNION):
@@ -48,41 +46,10 @@ def check_behaviour_settings(
     return model_page(choice) | settings | {BEHAVIOUR: behaviour}
 
 
-def _choice(name: str) -> ModelChoice:
-    """A model of RecBole's that ranks a catalogue."""
-    from recbole.model.abstract_recommender import AbstractRecommender
-
-    choice = choose_model(name)
-    if choice.ours:
-        raise SettingError(f"{name} is of cold users or items: it has no place here.")
-    ranks = choice.cls.full_sort_predict is not AbstractRecommender.full_sort_predict
-    if not ranks or "implicit" not in choice.feedback():
-        raise SettingError(f"{name} has no full_sort_predict: it does not rank a whole catalogue.")
-    return choice
-
-
 def judged_objectives(settings: Mapping[str, Any], objectives: tuple[str, ...]) -> tuple[str, ...]:
     """What a model with these settings is judged on."""
     behaviour = settings.get(BEHAVIOUR, UNION)
     return objectives if behaviour == UNION else (behaviour,)
-
-
-class BehaviourModel:
-    """A model of RecBole that learned one behaviour: its scores, whatever objective is asked."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def eval(self) -> None:
-        """As it is judged."""
-        self.model.eval()
-
-    def rank(self, users: Tensor, objective: str) -> Tensor:
-        """Scores [B, I] of the catalogue for these users, by the ids of its own dataset."""
-        from recbole.data.interaction import Interaction
-
-        batch = Interaction({self.model.USER_ID: users}).to(self.model.device)
-        return self.model.full_sort_predict(batch).reshape(len(users), -1)
 
 
 @dataclass
@@ -107,7 +74,7 @@ def behaviour_config(
     behaviour = settings[BEHAVIOUR]
     files = [split if behaviour == UNION else f"{split}_{behaviour}" for split in SPLITS]
     values = {
-        "eval_batch_size": (len(behaviours.catalogue) + 1) * _USERS,
+        "eval_batch_size": (len(behaviours.catalogue) + 1) * USERS,
         "seed": seed,
         "reproducibility": True,
         "show_progress": False,
@@ -131,39 +98,26 @@ def fit_behaviour(
     start = time.perf_counter()
     objectives = tuple(behaviours.objectives)
     used = check_behaviour_settings(name, settings, objectives)
-    choice, judged = _choice(name), judged_objectives(used, objectives)
-    one_shot = choice.cls.type.name == "TRADITIONAL"
+    choice, judged = choose_ranker(name), judged_objectives(used, objectives)
     config = behaviour_config(choice, behaviours, seed, used, device)
-    history: list[dict[str, float]] = []
-    with TemporaryDirectory() as folder, contained(), named_errors(choice, config):
+
+    def loaders() -> tuple[Any, Any]:
         from recbole.data import create_dataset, data_preparation
-        from recbole.utils import init_seed
 
-        config["checkpoint_dir"] = folder
-        init_seed(config["seed"], config["reproducibility"])
-        train, valid, _ = data_preparation(config, create_dataset(config))
-        trainer = recbole_trainer(choice, config, train._dataset)
-        ranker = BehaviourModel(trainer.model)
-        each = ObjectiveJudge(behaviours, "valid", train._dataset, (ALL,), judged)
+        return data_preparation(config, create_dataset(config))[:2]
 
-        def evaluate(*_: Any, **__: Any) -> dict[str, float]:
-            ranker.eval()
-            return {_METRIC: each.judge(ranker.rank, name).means()[f"mean/{_METRIC}"]}
+    def score(ranker: Ranker, dataset: Any) -> float:
+        return _judge(dataset).judge(ranker.rank, name).means()[f"mean/{_METRIC}"]
 
-        def after_epoch(epoch: int, score: float) -> None:
-            history.append({"epoch": epoch + 1, "valid": score})
+    @cache
+    def _judge(dataset: Any) -> ObjectiveJudge:
+        return ObjectiveJudge(behaviours, "valid", dataset, (ALL,), judged)
 
-        trainer.evaluate = evaluate  # all that its fit asks for on valid
-        if one_shot:
-            trainer.epochs = 1
-        trainer.fit(train, valid, verbose=False, saved=not one_shot, callback_fn=after_epoch)
-        if not one_shot:
-            load_recbole_checkpoint(trainer.saved_model_file, trainer.model)
-        seconds = {"fit": time.perf_counter() - start}
-        ranker.eval()
-        whole = ObjectiveJudge(behaviours, "valid", train._dataset, (ALL, NOVEL), judged)
-        found = whole.judge(ranker.rank, name)
-    best = [entry["epoch"] for entry in history if entry["valid"] == trainer.best_valid_score]
+    fit = fit_ranker(choice, config, loaders, score)
+    seconds = {"fit": time.perf_counter() - start}
+    whole = ObjectiveJudge(behaviours, "valid", fit.dataset, (ALL, NOVEL), judged)
+    with contained():
+        found = whole.judge(fit.ranker.rank, name)
     return BehaviourFit(
-        ranker, found, used, seconds, int(best[-1]) if best else 0, history, train._dataset
+        fit.ranker, found, used, seconds, fit.epochs, fit.history, dataset=fit.dataset
     )

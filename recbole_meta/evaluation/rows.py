@@ -145,6 +145,13 @@ class RowJudge:
                 self._ranks(name, model, values)
         return RowsJudged(self.users, values, pooled)
 
+    @torch.no_grad()
+    def judge_ranking(self, model: Any, objective: str) -> RowsJudged:
+        """A model with ``rank`` alone, by the rankings of one binary objective."""
+        values: dict[str, Floats] = {}
+        self._ranks(objective, model, values)
+        return RowsJudged(self.users, values, {})
+
     def _values(
         self, name: str, said: Floats, values: dict[str, Floats], pooled: dict[str, float]
     ) -> None:
