@@ -317,9 +317,9 @@ def _markdown(
         f"Made by `recbole-meta rows {name}`; all figures are in `table.json`. Means on test over",
         "users, whose values are means over seeds (`pooled_auc`, `calibration_error` and `ratio`:",
         f"over all rows). Settings and epochs are chosen on valid, settings by {page.choose}. In",
-        "brackets the gain over the best single-task model on valid, paired over users. `>single`,",
-        "`<single`: better, worse than it at Holm-adjusted p < .01 (Wilcoxon); so of the best floor",
-        "and of the best model of RecBole's, which learns the positives of one objective alone.",
+        "brackets the gain over the best single-task model on valid, paired over users; `>single`,",
+        "`<single`: better, worse than it at Holm-adjusted p < .01 (Wilcoxon), and so of the floor",
+        "and the best model of RecBole's, which learns the positives of one objective alone.",
         "", "| group | model | " + " | ".join(page.shown) + " |",
         "|---" * (len(page.shown) + 2) + "|",
     ]  # fmt: skip
