@@ -118,7 +118,7 @@ class _RowRun:
         best = self.trials[0]
         if len(self.trials) > 1:
             sign = direction(self.page.choose)
-            best = max(self.trials, key=lambda trial: sign * self._trial(trial)[self.page.choose])
+            best = max(self.trials, key=lambda trial: sign * self._chosen_by(trial))
         places = [self._test(best, seed) for seed in self.seeds]
         group = row_model(self.row.model).group
         return Finished(self.row.name, group, len(self.trials), best, places)
@@ -134,6 +134,12 @@ class _RowRun:
     def _fit(self, settings: Settings, seed: int) -> RowFit:
         most = self.page.most_users
         return fit_rows(self.row.model, self.folder, seed, settings, self.device, most)
+
+    def _chosen_by(self, settings: Settings) -> float:
+        value = self._trial(settings)[self.page.choose]
+        if np.isnan(value):
+            raise SettingError(f"'choose': '{self.page.choose}' has no value on valid.")
+        return value
 
     def _trial(self, settings: Settings) -> dict[str, float]:
         """The means on valid with these settings."""

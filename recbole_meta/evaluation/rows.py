@@ -10,7 +10,7 @@
 
 An objective that is ``given`` another one has values inside its space and rankings of the whole.
 ``like/auc`` names one, ``mean/ndcg@10`` is the mean over the objectives that have it, ``worst/..``
-the worst of them.
+the worst of them. An objective that is 1 in every row has no ``auc``.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,8 @@ class RowsJudged:
         found = {name: mean(values) for name, values in self.values.items()} | self.pooled
         parts = [name.split("/") for name in found]
         for metric in dict.fromkeys(metric for _, metric in parts):
-            over = [found[f"{objective}/{m}"] for objective, m in parts if m == metric]
+            every = [found[f"{objective}/{m}"] for objective, m in parts if m == metric]
+            over = [value for value in every if not np.isnan(value)] or [np.nan]
             found[f"mean/{metric}"] = float(np.mean(over))
             found[f"worst/{metric}"] = max(over) if metric in SMALLER else min(over)
         return found
