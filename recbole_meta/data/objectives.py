@@ -93,7 +93,8 @@ def only_behaviours(objectives: Objectives, where: str) -> Objectives:
         if not re.fullmatch(r"\w+", objective.label):
             raise SettingError(
                 f"{about}: 'label' is '{objective.label}', which is no name of a column. "
-                "Splits of behaviours have a column of 0 and 1 for each."
+                "Splits of behaviours have a column of 0 and 1 for each; 'behaviours' of the page "
+                "may name others than its objectives of rows."
             )
     return objectives
 

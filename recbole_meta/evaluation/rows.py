@@ -125,7 +125,7 @@ class RowJudge:
 
     @torch.no_grad()
     def judge(self, model: Any, rankings: bool = True) -> RowsJudged:
-        """A model with ``expected`` and ``rank``; without ``rankings`` its values alone."""
+        """A model with ``expected`` and ``rank_all``; without ``rankings`` its values alone."""
         expected: dict[str, list[torch.Tensor]] = {name: [] for name in self.objectives}
         for start in range(0, len(self.rows), _ROWS):
             part = slice(start, start + _ROWS)
@@ -140,8 +140,8 @@ class RowJudge:
             if not np.isfinite(said).all():
                 raise DataError(f"{type(model).__name__} says NaN or infinity of '{name}'.")
             self._values(name, said, values, pooled)
-            if rankings and name in self.rankings:
-                self._ranks(name, model, values)
+        if rankings:
+            self._ranks(model, values)
         return RowsJudged(self.users, values, pooled)
 
     def _values(
@@ -166,23 +166,37 @@ class RowJudge:
         if kind == "binary":
             pooled |= {f"{name}/{key}": figure for key, figure in calibration(label, said).items()}
 
-    def _ranks(self, name: str, model: Any, values: dict[str, Floats]) -> None:
+    def _ranks(self, model: Any, values: dict[str, Floats]) -> None:
+        """Every user once, by all objectives under which somebody is ranked."""
+        chosen = [ranked for _, ranked in self.rankings.values()]
+        everyone = np.unique(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
+        for start in range(0, len(everyone), _USERS):
+            task = everyone[start : start + _USERS]
+            users = torch.from_numpy(self.ids[task]).to(model.device)
+            for name, scores in model.rank_all(users, list(self.rankings)).items():
+                self._collect(name, task, scores.cpu(), type(model).__name__)
+        for name, (ranking, ranked) in self.rankings.items():
+            for metric, found in ranking.metrics()[name].items():
+                full = np.full(len(self.users), np.nan)
+                full[ranked] = found
+                values[f"{name}/{metric}"] = full
+            ranking.reset()
+
+    def _collect(
+        self, name: str, task: npt.NDArray[np.int64], scores: torch.Tensor, model: str
+    ) -> None:
+        """One objective's rankings, of those of the users who have one."""
         ranking, ranked = self.rankings[name]
-        for start in range(0, len(ranked), _USERS):
-            task = ranked[start : start + _USERS]
-            scores = model.rank(torch.from_numpy(self.ids[task]).to(model.device), name).cpu()
-            if (torch.isnan(scores) | (scores == torch.inf)).any():
-                raise DataError(f"{type(model).__name__} ranks '{name}' by NaN or infinity.")
-            row_of = np.full(len(self.users), -1)
-            row_of[task] = np.arange(len(task))
-            scores = scores.clone()
-            scores[rows_of(self.known, row_of)] = -torch.inf
-            ranking.collect(scores, np.arange(start, start + len(task)))
-        for metric, found in ranking.metrics()[name].items():
-            full = np.full(len(self.users), np.nan)
-            full[ranked] = found
-            values[f"{name}/{metric}"] = full
-        ranking.reset()
+        mine = np.isin(task, ranked)
+        task, scores = task[mine], scores[torch.from_numpy(mine)]  # a copy
+        if not len(task):
+            return
+        if (torch.isnan(scores) | (scores == torch.inf)).any():
+            raise DataError(f"{model} ranks '{name}' by NaN or infinity.")
+        row_of = np.full(len(self.users), -1)
+        row_of[task] = np.arange(len(task))
+        scores[rows_of(self.known, row_of)] = -torch.inf
+        ranking.collect(scores, np.searchsorted(ranked, task))
 
 
 def _label_values(

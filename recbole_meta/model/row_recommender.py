@@ -11,7 +11,7 @@ A distribution over C categories is a user's: what it says of an item is
 """
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -137,16 +137,26 @@ class RowRecommender(GeneralRecommender):
         if self.objectives[objective].type == "distribution":
             of_user = self.inside(self.outputs(users, torch.zeros_like(users)))[objective]  # [B, C]
             return of_user @ self.get_buffer(f"categories_{objective}").T
-        each = max(1, _ROWS_AT_ONCE // self.n_items)
-        return torch.cat([self._rank(part, objective) for part in users.split(each)])
+        return self.rank_all(users, [objective])[objective]
 
-    def _rank(self, users: Tensor, objective: str) -> Tensor:
+    @torch.no_grad()
+    def rank_all(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The same of several objectives, no distribution; a user's items are scored once."""
+        users = users.to(self.device)
+        each = max(1, _ROWS_AT_ONCE // self.n_items)
+        parts = [self._rank(part, names) for part in users.split(each)]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def _rank(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         items = torch.arange(self.n_items, device=users.device)
         rows = users.repeat_interleave(self.n_items), items.repeat(len(users))
         outputs = self.outputs(*rows)
-        if self.objectives[objective].type == "regression":
-            return outputs[objective].view(len(users), -1)
-        return self.whole(outputs, objective).view(len(users), -1)
+        found = {}
+        for name in names:
+            of_rows = self.objectives[name].type == "regression"
+            scores = outputs[name] if of_rows else self.whole(outputs, name)
+            found[name] = scores.view(len(users), -1)
+        return found
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The main objective's scores of the whole catalogue, [B * I]."""
