@@ -1,4 +1,4 @@
-"""A table of fused rankings on given splits: weights searched on valid, tested once per seed.
+"""A table of fused rankings of behaviours: weights searched on valid, tested once per seed.
 
 A page of ``properties/fusion`` names trained models (``sources``: a head per objective), ways to
 fuse them, settings of gains, and models of the graded target itself. Each source and each of those
@@ -62,6 +62,7 @@ class Page:
     """A page of ``properties/fusion``."""
 
     dataset: str
+    protocol: str  # behaviours_given | behaviours_time
     seeds: tuple[Count, ...]  # of models that train; the first one searches
     trials: Size
     gains: dict[str, dict[str, Weight]]  # setting -> objective -> v; 0 where one is not named
@@ -194,8 +195,10 @@ def run_fused(
     device: str = "cpu",
 ) -> Path:
     """Run what is missing of a page, on one thread; the folder of its units."""
-    dataset = fused_page(name)[1].dataset
-    behaviours = open_behaviours(prepare_behaviours(dataset, data_path, prepared_path))
+    about = fused_page(name)[1]
+    behaviours = open_behaviours(
+        prepare_behaviours(about.dataset, data_path, prepared_path, about.protocol)
+    )
     page = read_fused(name, tuple(behaviours.objectives))
     check_writable(Path(runs))
     folder = Path(runs) / page.name

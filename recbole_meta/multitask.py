@@ -1,4 +1,4 @@
-"""A table of multi-task models on given splits: search on valid, test once per seed.
+"""A table of multi-task models on splits of behaviours: search on valid, test once per seed.
 
 A page of ``properties/multitask`` says which rows stand in it and what each may try. A row's
 settings are chosen for every objective apart (``choose: each``), as for a rule or a model of one
@@ -64,6 +64,7 @@ class Page:
     """A page of ``properties/multitask``."""
 
     dataset: str
+    protocol: str  # behaviours_given | behaviours_time
     seeds: tuple[Count, ...]  # of rows that train; the first one searches
     trials: Size
     rows: tuple[dict[str, Any], ...]
@@ -170,8 +171,10 @@ def run_multitask(
     device: str = "cpu",
 ) -> Path:
     """Run what is missing of a page, on one thread; the folder of its runs."""
-    dataset = multitask_page(name)[1].dataset
-    behaviours = open_behaviours(prepare_behaviours(dataset, data_path, prepared_path))
+    about = multitask_page(name)[1]
+    behaviours = open_behaviours(
+        prepare_behaviours(about.dataset, data_path, prepared_path, about.protocol)
+    )
     page = read_multitask(name, behaviours.objectives)
     check_writable(Path(runs))
     folder = Path(runs) / page.name

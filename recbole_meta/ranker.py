@@ -4,7 +4,7 @@ RecBole's class and trainer fit the model; its evaluation is replaced by the jud
 which chooses the epoch on valid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +52,11 @@ class Ranker:
 
         batch = Interaction({self.model.USER_ID: users}).to(self.device)
         return self.model.full_sort_predict(batch).reshape(len(users), -1)
+
+    def rank_all(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The same for each of these objectives."""
+        scores = self.rank(users, names[0])
+        return dict.fromkeys(names, scores)
 
 
 @dataclass

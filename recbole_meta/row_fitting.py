@@ -131,6 +131,8 @@ def fit_rows(
         rows = LabelledRows(folder, "train", dataset)
         if used.get("balancer") == "BiLevel":
             rows, trainer.held_out = _without_held_out(rows, seed)
+        if trainer.epochs:
+            _check_classes(rows, used.get("negatives", 0), name)
         loader = RowDataLoader(
             rows, used.get("train_batch_size", 1), used.get("negatives", 0), seed, dataset.item_num
         )
@@ -139,13 +141,33 @@ def fit_rows(
             each = judge_of(folder, "valid", most_users)
             ranks = metric.split("/")[1] in RANKING
             trainer.validate = lambda: (
-                direction(metric) * each.judge(model, rankings=ranks).means()[metric]
+                direction(metric) * _known(each.judge(model, rankings=ranks), metric)
             )
             trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)
         trainer.fit(loader)
     seconds = {"fit": time.perf_counter() - start}
     valid = judge_of(folder, "valid", most_users).judge(model)
     return RowFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)
+
+
+def _known(judged: RowsJudged, metric: str) -> float:
+    """The metric that chooses; refused where valid has none."""
+    value = judged.means()[metric]
+    if np.isnan(value):
+        raise SettingError(f"'{metric}' cannot choose: valid has one class, so no user has it.")
+    return value
+
+
+def _check_classes(rows: LabelledRows, negatives: int, name: str) -> None:
+    """Refuse an objective whose rows are all 1 where no row is drawn that would be 0."""
+    for objective, about in rows.objectives.items():
+        if about.type == "binary" and about.given is None and not negatives:
+            label = rows.labels[objective]
+            if not (label == 0).any():
+                raise SettingError(
+                    f"{name}: 'negatives' is 0, and objective '{objective}' is 1 in all rows of "
+                    "train: nothing would say what is not. It must be at least 1."
+                )
 
 
 def _without_held_out(rows: LabelledRows, seed: int) -> tuple[LabelledRows, Any]:

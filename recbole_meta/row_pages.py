@@ -177,6 +177,8 @@ class _RowRun:
         means, metric = self._trial(trial), self.page.choose
         if metric not in means:
             metric = f"{trial[OBJECTIVE]}/ndcg@10"
+        if np.isnan(means[metric]):
+            raise SettingError(f"'choose': '{metric}' has no value on valid.")
         return direction(metric) * means[metric]
 
     def _wanted(self, settings: Settings, seed: int) -> dict[str, Any]:

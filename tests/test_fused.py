@@ -15,6 +15,7 @@ from recbole_meta.settings import names
 OBJECTIVES = ("purchase", "click", "cart")
 PAGE = """
 dataset: shop
+protocol: behaviours_given
 seeds: [1, 2]
 trials: 7
 gains:

@@ -16,6 +16,7 @@ from recbole_meta.settings import names
 
 PAGE = """
 dataset: shop
+protocol: behaviours_given
 seeds: [1, 2]
 trials: 6
 rows:

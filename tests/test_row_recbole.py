@@ -42,7 +42,7 @@ def test_it_is_judged_as_a_model_of_ours_with_the_same_scores(splits):
 
     class Twin:
         device = torch.device("cpu")
-        rank = staticmethod(fit.model.rank)
+        rank_all = staticmethod(fit.model.rank_all)
 
         def expected(self, users, items):
             return floor.model.expected(users, items)

@@ -1,11 +1,12 @@
 """RecBole's atomic files: read whole as RecBole reads them, written line by line as they are."""
 
+import copy
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,26 @@ class AtomicFile:
                 f"{self.path.name}, line {bad[0] + 2}: '{column}' is {text[bad[0]]!r}, which is no "
                 f"'{kind}' of finite numbers."
             )
+
+    def with_zeros(self, where: Mapping[str, npt.NDArray[np.bool_]]) -> Self:
+        """A copy that has 0 in these columns of these lines."""
+        found = copy.copy(self)
+        found.lines = list(self.lines)
+        for column, chosen in where.items():
+            place = self.columns.index(column)
+            for row in np.flatnonzero(chosen).tolist():
+                texts = found.lines[row].split("\t")
+                texts[place] = "0"
+                found.lines[row] = "\t".join(texts)
+        found._text = "\n".join([self.header, *found.lines])
+        return found
+
+    def part(self, rows: Iterable[int]) -> Self:
+        """A copy that has these lines alone."""
+        found = copy.copy(self)
+        found.lines = [self.lines[row] for row in rows]
+        found._text = "\n".join([self.header, *found.lines])
+        return found
 
     def write(self, path: Path, rows: Iterable[int] | None = None) -> None:
         """The header and these lines (all without ``rows``)."""

@@ -1,9 +1,13 @@
-"""Given splits with several behaviours become a prepared folder, and are read from it.
+"""Splits with several behaviours become a prepared folder, and are read from it.
 
-The source has one wide file per split, ``<dataset>.<train | valid | test>.inter``, with one column
-of 0 and 1 per objective (`objectives`). They are copied line by line. Beside each stands what has
-one objective alone, ``train_purchase`` for example, so that any RecBole model, unmodified, learns
-and ranks one behaviour; the wide file without its labels is the union.
+A split is a wide file with one column of 0 and 1 per objective (`objectives`):
+
+- ``behaviours_given``: the source has ``<dataset>.<train | valid | test>.inter``, which are copied
+  line by line.
+- ``behaviours_time``: ``<dataset>.inter`` is cut by the times of its events (`behaviour_cuts`).
+
+Beside each stands what has one objective alone, ``train_purchase`` for example, so that any RecBole
+model, unmodified, learns and ranks one behaviour; the wide file without its labels is the union.
 
 A pair may be a click in train and a purchase in test. What may not be: a pair of one behaviour in
 two splits (`Behaviours.check_leaks`).
@@ -21,17 +25,14 @@ import numpy as np
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Ints
-from recbole_meta.data.objectives import (
-    Objectives,
-    described,
-    objectives_of,
-    only_behaviours,
-    read_objectives,
-)
+from recbole_meta.data.behaviour_cuts import cut_behaviours
+from recbole_meta.data.label_times import described_times, read_label_times
+from recbole_meta.data.objectives import Objectives, described, objectives_of, read_behaviours
 from recbole_meta.data.prepare import (
     FORMAT,
     DataFields,
     check_tokens,
+    find_dataset,
     made_once,
     read_fields,
     sha256,
@@ -39,10 +40,10 @@ from recbole_meta.data.prepare import (
     write_side,
 )
 from recbole_meta.data.prepared import PreparedFolder, pairs_of
-from recbole_meta.errors import DataError, LeakError, nearest
+from recbole_meta.errors import DataError, LeakError, SettingError, nearest
 from recbole_meta.settings import load_yaml
 
-PROTOCOL = "behaviours_given"
+PROTOCOLS = ("behaviours_given", "behaviours_time")
 SPLITS = ("train", "valid", "test")
 
 
@@ -64,37 +65,60 @@ def prepare_behaviours(
     dataset: str,
     data_path: str | Path = "dataset",
     prepared_path: str | Path = "dataset/prepared",
+    protocol: str = "behaviours_given",
 ) -> Path:
-    """The prepared folder of a data set's given splits, made if it is not there yet."""
-    files = find_splits(dataset, data_path)
-    source = files["train"].parent
-    fields, objectives = read_fields(dataset, source), read_objectives(dataset, source)
+    """The prepared folder of a data set's splits, made if it is not there yet."""
+    if protocol not in PROTOCOLS:
+        raise SettingError(
+            f"Protocol '{protocol}' splits no behaviours. {nearest(protocol, PROTOCOLS)}"
+        )
+    if protocol == "behaviours_given":
+        files, times = find_splits(dataset, data_path), None
+        source = files["train"].parent
+    else:
+        source = find_dataset(dataset, data_path)
+        files, times = {"inter": source / f"{dataset}.inter"}, read_label_times(dataset, source)
+        if times is None:
+            raise SettingError(
+                f"behaviours_time: the page of '{dataset}' does not say when behaviours happened: "
+                "write 'times: {file: .., columns: {<column>: <column of times>}}' into it."
+            )
+        files["times"] = source / times.file
+    fields, objectives = read_fields(dataset, source), read_behaviours(dataset, source)
     files |= {side: source / f"{dataset}.{side}" for side in ("user", "item")}
     inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
-    only_behaviours(objectives, f"The page of '{dataset}'")
     named = described(objectives)
-    about = [FORMAT, dataset, PROTOCOL, named, asdict(fields), inputs]
+    about = [FORMAT, dataset, protocol, named, asdict(fields), inputs]
+    about += [described_times(times)] if times is not None else []
     key = sha256(json.dumps(about).encode())[:8]
 
     def fill(name: str, temporary: Path) -> dict[str, Any]:
-        counts = _write_files(temporary / name, files, fields, objectives)
+        more: dict[str, Any] = {}
+        if times is None:
+            splits = {split: AtomicFile(files[split]) for split in SPLITS}
+        else:
+            whole = AtomicFile(files["inter"])
+            _checked(whole, fields, objectives)
+            splits, more = cut_behaviours(whole, times, fields, objectives)
+        counts = _write_files(temporary / name, splits, files, fields, objectives)
         write_recbole(temporary, _recbole_settings(name, fields))
         return {
-            "format": FORMAT, "dataset": dataset, "protocol": PROTOCOL, "kind": PROTOCOL,
-            "objectives": named, "fields": asdict(fields), "counts": counts, "inputs": inputs,
+            "format": FORMAT, "dataset": dataset, "protocol": protocol, "kind": protocol,
+            "objectives": named, "fields": asdict(fields), "counts": counts | more,
+            "inputs": inputs, **described_times(times),
         }  # fmt: skip
 
-    return made_once(Path(prepared_path) / f"{dataset}-{PROTOCOL}-{key}", source, fill)
+    return made_once(Path(prepared_path) / f"{dataset}-{protocol}-{key}", source, fill)
 
 
 def _write_files(
-    stem: Path, files: Mapping[str, Path], fields: DataFields, objectives: Objectives
-) -> dict[str, Any]:
+    stem: Path, splits: Mapping[str, AtomicFile], files: Mapping[str, Path], fields: DataFields,
+    objectives: Objectives,
+) -> dict[str, Any]:  # fmt: skip
     """Every split, whole and per objective, users and items; how many there are of all."""
     tokens: dict[str, set[str]] = {"user": set(), "item": set()}
     rows_of: dict[str, int] = {}
-    for split in SPLITS:
-        file = AtomicFile(files[split])
+    for split, file in splits.items():
         columns = _checked(file, fields, objectives)
         tokens["user"] |= set(columns[fields.user])
         tokens["item"] |= set(columns[fields.item])
@@ -103,7 +127,9 @@ def _write_files(
         for name in objectives:
             chosen = np.flatnonzero(columns[f"objective {name}"] == 1)
             if not len(chosen):
-                raise DataError(f"{file.path.name}: no row has '{objectives[name].label}' 1.")
+                raise DataError(
+                    f"{file.path.name}: no row of {split} has '{objectives[name].label}' 1."
+                )
             part = f"{split}_{name}"
             file.write(stem.with_name(f"{stem.name}.{part}.inter"), chosen.tolist())
             rows_of[part] = len(chosen)
@@ -165,12 +191,12 @@ def _recbole_settings(name: str, fields: DataFields) -> dict[str, Any]:
 
 
 class Behaviours(PreparedFolder):
-    """The folder of given splits; ``open_behaviours`` caches it."""
+    """The folder of splits; ``open_behaviours`` caches it."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        if self.description.get("kind") != PROTOCOL:
-            raise DataError(f"{self.path} is no folder of given splits with several behaviours.")
+        if self.description.get("kind") not in PROTOCOLS:
+            raise DataError(f"{self.path} is no folder of splits with several behaviours.")
         where = str(self.path / "protocol.json")
         self.objectives: Objectives = objectives_of(self.description["objectives"], where)
 

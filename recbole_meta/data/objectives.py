@@ -7,7 +7,11 @@
 A label is a column of numbers in the rows, or an expression of such (`expressions`): of a binary
 objective 1 where the behaviour was observed and 0 where not, of a regression any number. That of a
 distribution is a field of items whose tokens are categories: a row says the item's own. NaN is
-unobserved. An objective that is ``given`` a binary one has labels only where that one is 1.
+unobserved. An objective that is ``given`` a binary one has labels only where that one is 1. One
+that is not, and whose label is 1 in all rows, is implicit feedback: drawn rows are its 0.
+
+``behaviours``, with entries of the same form, are those of full rankings of several behaviours
+(`behaviours`) where they are others than the objectives of rows.
 """
 
 import re
@@ -44,6 +48,13 @@ def read_objectives(dataset: str, source: Path | None = None) -> Objectives:
     return objectives_of(values.get("objectives"), where)
 
 
+def read_behaviours(dataset: str, source: Path | None = None) -> Objectives:
+    """Those of full rankings: ``behaviours`` of the page, else its objectives."""
+    values, where = read_page(dataset, source)
+    found = objectives_of(values.get("behaviours", values.get("objectives")), where)
+    return only_behaviours(found, where)
+
+
 def objectives_of(values: Any, where: str) -> Objectives:
     """Checked: names that can stand in a metric's name, one label each, a space that there is."""
     if not isinstance(values, dict) or not values:
@@ -75,13 +86,15 @@ def only_behaviours(objectives: Objectives, where: str) -> Objectives:
         about = f"{where}, objective '{name}'"
         if objective.type != "binary" or objective.given is not None:
             raise SettingError(
-                f"{about}: given splits have behaviours, binary and not 'given' one another; "
-                "objectives of rows have the protocols rows_random and rows_time."
+                f"{about}: full rankings have behaviours, binary and not 'given' one another; "
+                "objectives of rows have the protocols rows_random and rows_time. 'behaviours' of "
+                "the page names others."
             )
         if not re.fullmatch(r"\w+", objective.label):
             raise SettingError(
-                f"{about}: 'label' is '{objective.label}', which is no name of a column. Given "
-                "splits have a column of 0 and 1 for each."
+                f"{about}: 'label' is '{objective.label}', which is no name of a column. "
+                "Splits of behaviours have a column of 0 and 1 for each; 'behaviours' of the page "
+                "may name others than its objectives of rows."
             )
     return objectives
 

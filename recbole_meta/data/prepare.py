@@ -78,12 +78,15 @@ def read_protocol(name: str, **settings: Any) -> ColdStart:
     return read_settings(PROTOCOLS[kind], values, f"Protocol '{name}'")
 
 
+_OTHER_KEYS = ("objectives", "behaviours", "times")  # of a page, read elsewhere
+
+
 def read_fields(dataset: str, source: Path | None = None) -> DataFields:
     """``<dataset>.yaml`` beside the data, else the page of ``properties``, else ``default.yaml``;
     what a page does not say is as in ``default.yaml``.
     """
     values, where = read_page(dataset, source)
-    values = {key: value for key, value in values.items() if key != "objectives"}
+    values = {key: value for key, value in values.items() if key not in _OTHER_KEYS}
     return read_settings(DataFields, load_properties("dataset", "default") | values, where)
 
 

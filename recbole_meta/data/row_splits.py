@@ -5,8 +5,11 @@
 - ``rows_time``: two cuts in time, after 80 and 90 % of all rows; a row at a cut is later. Rows of
   users or items that train has not are left out of valid and test, and counted.
 
-A pair is in one split, with its whole line: columns that came about after a cut are not undone, so
-by time only what a row says at once, a rating, is an honest label.
+A pair is in one split. By time, where the page of the data set has the ``times`` of its columns
+(`label_times`), a row of train says what was known at the first cut and a row of valid what was
+known at the second: a pair that was viewed before a cut and bought after it is not bought there,
+and such labels are counted. What comes later of it is judged nowhere. Without ``times`` a row keeps
+its whole line, so that only what it says at once, a rating, is an honest label.
 """
 
 import json
@@ -22,6 +25,13 @@ import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Floats, Ints
 from recbole_meta.data.expressions import parse
+from recbole_meta.data.label_times import (
+    LabelTimes,
+    behaviour_times,
+    described_times,
+    known_at,
+    read_label_times,
+)
 from recbole_meta.data.objectives import (
     Objectives,
     chain,
@@ -63,18 +73,22 @@ def prepare_rows(
     source = find_dataset(dataset, data_path)
     fields, objectives = read_fields(dataset, source), read_objectives(dataset, source)
     files = {side: source / f"{dataset}.{side}" for side in ("inter", "user", "item")}
+    times = read_label_times(dataset, source) if protocol == "rows_time" else None
+    if times is not None:
+        files["times"] = source / times.file
     inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
     named = described(objectives)
     about = [FORMAT, dataset, protocol, seed, named, asdict(fields), inputs]
+    about += [described_times(times)] if times is not None else []
     key = sha256(json.dumps(about).encode())[:8]
 
     def fill(name: str, temporary: Path) -> dict[str, Any]:
-        counts = _write(temporary / name, files, fields, objectives, protocol, seed)
+        counts = _write(temporary / name, files, fields, objectives, protocol, seed, times)
         write_recbole(temporary, _recbole_settings(name, files, fields))
         return {
             "format": FORMAT, "dataset": dataset, "protocol": protocol, "kind": "rows",
             "seed": seed, "objectives": named, "fields": asdict(fields), "counts": counts,
-            "inputs": inputs,
+            "inputs": inputs, **described_times(times),
         }  # fmt: skip
 
     return made_once(Path(prepared_path) / f"{dataset}-{protocol}-{key}", source, fill)
@@ -82,7 +96,7 @@ def prepare_rows(
 
 def _write(
     stem: Path, files: Mapping[str, Path], fields: DataFields, objectives: Objectives,
-    protocol: str, seed: int,
+    protocol: str, seed: int, times: LabelTimes | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The three files, users and items; how many there are of all."""
     file = AtomicFile(files["inter"])
@@ -104,11 +118,22 @@ def _write(
             raise DataError("rows_time needs a time field, and the data set names none.")
         time = file.numbers(fields.time)
     rows = Rows(user.astype(np.int64), item.astype(np.int64), time, _keys(users), _keys(items))
-    chosen, left = (_by_user(rows, seed), 0) if time is None else _by_time(rows, time)
+    ends: dict[str, float] = {}
+    if time is None:
+        chosen, left = _by_user(rows, seed), 0
+    else:
+        chosen, left, ends = _by_time(rows, time)
+    happened = {} if times is None else behaviour_times(times, file, fields)
+    undone: dict[str, dict[str, int]] = {}
     for name, numbers in chosen.items():
         if not len(numbers):
             raise DataError(f"{file.path.name} has too few rows: '{name}' would be empty.")
-        file.write(stem.with_name(f"{stem.name}.{name}.inter"), np.sort(numbers).tolist())
+        written = file
+        if happened and name in ends:
+            inside = np.isin(np.arange(len(file.lines)), numbers)
+            of = {column: np.where(inside, each, np.inf) for column, each in happened.items()}
+            written, undone[name] = known_at(file, of, ends[name])
+        written.write(stem.with_name(f"{stem.name}.{name}.inter"), np.sort(numbers).tolist())
     for side, field, features, tokens in (
         ("user", fields.user, fields.user_features, users),
         ("item", fields.item, fields.item_features, items),
@@ -116,7 +141,8 @@ def _write(
         target = stem.with_name(f"{stem.name}.{side}")
         write_side(files[side], target, field, features, [str(token) for token in tokens])
     return {"users": len(users), "items": len(items), "left_out": left,
-            "rows_of": {name: len(numbers) for name, numbers in chosen.items()}}  # fmt: skip
+            "rows_of": {name: len(numbers) for name, numbers in chosen.items()},
+            **({"undone": undone} if happened else {})}  # fmt: skip
 
 
 def _keys(tokens: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -134,13 +160,16 @@ def _by_user(rows: Rows, seed: int) -> dict[str, Ints]:
     return {"train": order[~test & ~valid], "valid": order[valid], "test": order[test]}
 
 
-def _by_time(rows: Rows, time: Floats) -> tuple[dict[str, Ints], int]:
+def _by_time(rows: Rows, time: Floats) -> tuple[dict[str, Ints], int, dict[str, float]]:
+    """The rows of each split, how many are left out, and when train and valid end."""
     first, second = np.quantile(time, [1 - 2 * _SHARE, 1 - _SHARE], method="lower")
     train = time < first
     known = np.isin(rows.user, rows.user[train]) & np.isin(rows.item, rows.item[train])
     valid, test = (time >= first) & (time < second), time >= second
     found = {"train": train, "valid": valid & known, "test": test & known}
-    return {n: np.flatnonzero(mask) for n, mask in found.items()}, int((~train & ~known).sum())
+    ends = {"train": float(first), "valid": float(second)}
+    left = int((~train & ~known).sum())
+    return {n: np.flatnonzero(mask) for n, mask in found.items()}, left, ends
 
 
 def _check_labels(file: AtomicFile, objectives: Objectives) -> None:
@@ -161,7 +190,8 @@ def _check_labels(file: AtomicFile, objectives: Objectives) -> None:
                 f"{file.path.name}, line {wrong[0] + 2}: '{label}' is {values[wrong[0]]:g}, and "
                 f"the label of objective '{name}' must be 0 or 1."
             )
-        if there.min() == there.max():
+        drawn = objectives[name].given is None and there[0] == 1  # drawn rows are the other class
+        if there.min() == there.max() and not drawn:
             raise DataError(
                 f"{file.path.name}: objective '{name}' has one class: '{label}' is "
                 f"{there[0]:g} in all rows of its space."

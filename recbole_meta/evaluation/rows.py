@@ -10,7 +10,7 @@
 
 An objective that is ``given`` another one has values inside its space and rankings of the whole.
 ``like/auc`` names one, ``mean/ndcg@10`` is the mean over the objectives that have it, ``worst/..``
-the worst of them.
+the worst of them. An objective that is 1 in every row has no ``auc``.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,8 @@ class RowsJudged:
         found = {name: mean(values) for name, values in self.values.items()} | self.pooled
         parts = [name.split("/") for name in found]
         for metric in dict.fromkeys(metric for _, metric in parts):
-            over = [found[f"{objective}/{m}"] for objective, m in parts if m == metric]
+            every = [found[f"{objective}/{m}"] for objective, m in parts if m == metric]
+            over = [value for value in every if not np.isnan(value)] or [np.nan]
             found[f"mean/{metric}"] = float(np.mean(over))
             found[f"worst/{metric}"] = max(over) if metric in SMALLER else min(over)
         return found
@@ -126,7 +127,7 @@ class RowJudge:
 
     @torch.no_grad()
     def judge(self, model: Any, rankings: bool = True) -> RowsJudged:
-        """A model with ``expected`` and ``rank``; without ``rankings`` its values alone."""
+        """A model with ``expected`` and ``rank_all``; without ``rankings`` its values alone."""
         expected: dict[str, list[torch.Tensor]] = {name: [] for name in self.objectives}
         for start in range(0, len(self.rows), _ROWS):
             part = slice(start, start + _ROWS)
@@ -141,15 +142,15 @@ class RowJudge:
             if not np.isfinite(said).all():
                 raise DataError(f"{type(model).__name__} says NaN or infinity of '{name}'.")
             self._values(name, said, values, pooled)
-            if rankings and name in self.rankings:
-                self._ranks(name, model, values)
+        if rankings:
+            self._ranks(model, values, tuple(self.rankings))
         return RowsJudged(self.users, values, pooled)
 
     @torch.no_grad()
     def judge_ranking(self, model: Any, objective: str) -> RowsJudged:
-        """A model with ``rank`` alone, by the rankings of one binary objective."""
+        """A model with ``rank_all`` alone, by the rankings of one binary objective."""
         values: dict[str, Floats] = {}
-        self._ranks(objective, model, values)
+        self._ranks(model, values, (objective,))
         return RowsJudged(self.users, values, {})
 
     def _values(
@@ -174,23 +175,38 @@ class RowJudge:
         if kind == "binary":
             pooled |= {f"{name}/{key}": figure for key, figure in calibration(label, said).items()}
 
-    def _ranks(self, name: str, model: Any, values: dict[str, Floats]) -> None:
+    def _ranks(self, model: Any, values: dict[str, Floats], names: tuple[str, ...]) -> None:
+        """Every user once, by those of these objectives under which somebody is ranked."""
+        chosen = [self.rankings[name][1] for name in names]
+        everyone = np.unique(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
+        for start in range(0, len(everyone), _USERS):
+            task = everyone[start : start + _USERS]
+            users = torch.from_numpy(self.ids[task]).to(model.device)
+            for name, scores in model.rank_all(users, names).items():
+                self._collect(name, task, scores.cpu(), type(model).__name__)
+        for name in names:
+            ranking, ranked = self.rankings[name]
+            for metric, found in ranking.metrics()[name].items():
+                full = np.full(len(self.users), np.nan)
+                full[ranked] = found
+                values[f"{name}/{metric}"] = full
+            ranking.reset()
+
+    def _collect(
+        self, name: str, task: npt.NDArray[np.int64], scores: torch.Tensor, model: str
+    ) -> None:
+        """One objective's rankings, of those of the users who have one."""
         ranking, ranked = self.rankings[name]
-        for start in range(0, len(ranked), _USERS):
-            task = ranked[start : start + _USERS]
-            scores = model.rank(torch.from_numpy(self.ids[task]).to(model.device), name).cpu()
-            if (torch.isnan(scores) | (scores == torch.inf)).any():
-                raise DataError(f"{type(model).__name__} ranks '{name}' by NaN or infinity.")
-            row_of = np.full(len(self.users), -1)
-            row_of[task] = np.arange(len(task))
-            scores = scores.clone()
-            scores[rows_of(self.known, row_of)] = -torch.inf
-            ranking.collect(scores, np.arange(start, start + len(task)))
-        for metric, found in ranking.metrics()[name].items():
-            full = np.full(len(self.users), np.nan)
-            full[ranked] = found
-            values[f"{name}/{metric}"] = full
-        ranking.reset()
+        mine = np.isin(task, ranked)
+        task, scores = task[mine], scores[torch.from_numpy(mine)]  # a copy
+        if not len(task):
+            return
+        if (torch.isnan(scores) | (scores == torch.inf)).any():
+            raise DataError(f"{model} ranks '{name}' by NaN or infinity.")
+        row_of = np.full(len(self.users), -1)
+        row_of[task] = np.arange(len(task))
+        scores[rows_of(self.known, row_of)] = -torch.inf
+        ranking.collect(scores, np.searchsorted(ranked, task))
 
 
 def _label_values(

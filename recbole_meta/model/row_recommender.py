@@ -142,16 +142,27 @@ class RowRecommender(GeneralRecommender):
             said = self.outputs(users, torch.zeros_like(users), [objective])
             of_user = self.inside(said)[objective]  # [B, C]
             return of_user @ self.get_buffer(f"categories_{objective}").T
-        each = max(1, _ROWS_AT_ONCE // self.n_items)
-        return torch.cat([self._rank(part, objective) for part in users.split(each)])
+        return self.rank_all(users, [objective])[objective]
 
-    def _rank(self, users: Tensor, objective: str) -> Tensor:
+    @torch.no_grad()
+    def rank_all(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The same of several objectives, no distribution; a user's items are scored once."""
+        users = users.to(self.device)
+        each = max(1, _ROWS_AT_ONCE // self.n_items)
+        parts = [self._rank(part, names) for part in users.split(each)]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def _rank(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         items = torch.arange(self.n_items, device=users.device)
         rows = users.repeat_interleave(self.n_items), items.repeat(len(users))
-        outputs = self.outputs(*rows, self.chain(objective))
-        if self.objectives[objective].type == "regression":
-            return outputs[objective].view(len(users), -1)
-        return self.whole(outputs, objective).view(len(users), -1)
+        chains = {each for name in names for each in self.chain(name)}
+        outputs = self.outputs(*rows, [name for name in self.objectives if name in chains])
+        found = {}
+        for name in names:
+            of_rows = self.objectives[name].type == "regression"
+            scores = outputs[name] if of_rows else self.whole(outputs, name)
+            found[name] = scores.view(len(users), -1)
+        return found
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The main objective's scores of the whole catalogue, [B * I]."""

@@ -61,9 +61,9 @@ def test_what_cannot_be_an_objective_is_refused(values, said):
 
 
 BEHAVIOURS = [
-    ({"buy": {"label": "b", "type": "regression"}}, "given splits have behaviours"),
+    ({"buy": {"label": "b", "type": "regression"}}, "full rankings have behaviours"),
     ({"buy": {"label": "b", "type": "binary", "given": "own"},
-      "own": {"label": "c", "type": "binary"}}, "given splits have behaviours"),
+      "own": {"label": "c", "type": "binary"}}, "full rankings have behaviours"),
     ({"buy": {"label": "rating >= 4", "type": "binary"}}, "no name of a column"),
 ]  # fmt: skip
 

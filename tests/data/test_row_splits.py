@@ -8,7 +8,7 @@ import torch
 from recbole_meta.data.row_loader import LabelledRows, RowDataLoader, category_shares
 from recbole_meta.data.row_splits import SPLITS, RowSplits, open_rows, prepare_rows
 from recbole_meta.errors import DataError, LeakError, SettingError
-from recbole_meta.row_fitting import row_dataset
+from recbole_meta.row_fitting import fit_rows, row_dataset
 
 PAGE = """
 user: user_id
@@ -193,3 +193,17 @@ def test_who_has_every_item_gets_no_drawn_row(splits):
     rows.item = every  # and now all items of one user
     loader = RowDataLoader(rows, 8, 2, 5, dataset.item_num)
     assert sum(len(batch) for batch in loader) == len(every)
+
+
+def test_implicit_feedback_needs_drawn_rows(tmp_path):
+    page = PAGE.replace('"rating >= 4"', '"rating >= 1"').replace("rating: rating", "rating: ~")
+    rows = [(f"u{u}", f"i{i}", 1 + (u + i) % 5, i) for u in range(5) for i in range(20)]
+    splits = made(tmp_path, rows=rows, page=page)
+    assert (splits.rows("train")["like"] == 1).all()
+    small = {"epochs": 1, "embedding_size": 4, "bottom_sizes": [4], "tower_sizes": [4]}
+    with pytest.raises(SettingError, match=r"'negatives' is 0, and objective 'like' is 1 in all"):
+        fit_rows("SharedBottom", splits, 0, {**small, "negatives": 0})
+    with pytest.raises(SettingError, match="'like/auc' cannot choose: valid has one class"):
+        fit_rows("SharedBottom", splits, 0, {**small, "stop_by": "like/auc"})
+    fit = fit_rows("SharedBottom", splits, 0, {**small, "stop_by": "like/ndcg@10"})
+    assert np.isnan(fit.valid.means()["like/auc"])

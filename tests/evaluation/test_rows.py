@@ -9,6 +9,7 @@ from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.rows import (
     RowJudge,
+    RowsJudged,
     _label_values,
     calibration,
     check_row_metric,
@@ -40,8 +41,9 @@ class Said:
         p = self.table[users, items]
         return {"like": p, "rating": 1 + 4 * p, "love": p / 2, "taste": self.shares[users]}
 
-    def rank(self, users, objective):
-        return self.table[users]
+    def rank_all(self, users, names):
+        tables = {"like": self.table, "love": 1 - self.table}
+        return {name: tables[name][users] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,8 @@ def test_values_are_those_of_plain_loops(splits, judged):
             assert np.isnan(love)
 
 
-def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged):
+@pytest.mark.parametrize(("objective", "sign"), [("like", 1), ("love", -1)])
+def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged, objective, sign):
     found, model, dataset = judged
     users, items = (dataset.field2token_id[f] for f in ("user_id", "item_id"))
     train = splits.rows("train").groupby("user")["item"].agg(set)
@@ -93,14 +96,14 @@ def test_rankings_hide_train_and_take_the_positives_of_the_split(splits, judged)
     for n, user in enumerate(found.users):
         rows = splits.rows("test")
         rows = rows[rows["user"] == user]
-        positive = set(rows.loc[rows["like"] == 1, "item"])
-        value = found.values["like/ndcg@10"][n]
+        positive = set(rows.loc[rows[objective] == 1, "item"])
+        value = found.values[f"{objective}/ndcg@10"][n]
         if not positive:
             assert np.isnan(value)
             continue
         free = [token for token in met if token not in train[user]]
         scores = {token: float(model.table[users[user], items[token]]) for token in free}
-        best = sorted(free, key=lambda token: -scores[token])[:10]
+        best = sorted(free, key=lambda token: -sign * scores[token])[:10]
         discount = 1 / np.log2(np.arange(2, 12))
         gain = sum(d for d, token in zip(discount, best, strict=True) if token in positive)
         assert value == pytest.approx(gain / discount[: len(positive)].sum())
@@ -151,6 +154,26 @@ def test_means_and_the_worst(judged):
     assert means["mean/logloss"] == pytest.approx(np.mean(losses))
     assert means["worst/logloss"] == max(losses)
     assert means["worst/ndcg@10"] == min(means["like/ndcg@10"], means["love/ndcg@10"])
+
+
+def test_few_users_rank_as_they_do_among_all(splits, judged):
+    found, model, dataset = judged
+    few = RowJudge(splits, "test", dataset, 5).judge(model)
+    for name in ("like", "love"):
+        values, whole = few.values[f"{name}/ndcg@10"], found.values[f"{name}/ndcg@10"]
+        there = np.flatnonzero(~np.isnan(values))
+        assert list(there) == list(np.flatnonzero(~np.isnan(whole))[:5])
+        np.testing.assert_array_equal(values[there], whole[there])
+    assert not any("ndcg" in name for name in RowJudge(splits, "test", dataset).judge(
+        model, rankings=False).values)  # fmt: skip
+
+
+def test_a_mean_is_over_the_objectives_that_have_the_metric(judged):
+    found, _, _ = judged
+    values = {**found.values, "like/auc": found.values["like/auc"] * np.nan}
+    without = RowsJudged(found.users, values, found.pooled).means()
+    assert without["mean/auc"] == without["worst/auc"] == found.means()["love/auc"]
+    assert np.isnan(without["like/auc"])
 
 
 def test_directions_and_names(splits):

@@ -4,6 +4,7 @@ ObjectiveRate
 The floor of models of rows: no learning, shrunk rates of users and items, and counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +72,12 @@ class ObjectiveRate(RowRecommender):
             found[name] = torch.logit(value.clamp(0.001, 0.999)) if binary else value
         return found
 
-    def rank(self, users: Tensor, objective: str) -> Tensor:
-        if self.objectives[objective].type == "binary":
-            return self.get_buffer(f"count_{objective}").expand(len(users), -1)
-        return super().rank(users, objective)
+    def rank_all(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        counted = [name for name in names if self.objectives[name].type == "binary"]
+        others = [name for name in names if name not in counted]
+        found = super().rank_all(users, others) if others else {}
+        size = len(users), -1
+        return found | {n: self.get_buffer(f"count_{n}").expand(size) for n in counted}
 
 
 def _shrunk(number: np.ndarray, value: np.ndarray, most: int, weight: float) -> np.ndarray:
