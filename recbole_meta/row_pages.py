@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import numpy as np
 from recbole_meta.benchmark import Row, Settings, read_row
 from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
+from recbole_meta.data.objectives import read_objectives
+from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
 from recbole_meta.errors import SettingError
 from recbole_meta.evaluation.entries import slug
@@ -58,7 +60,7 @@ class Page:
     most_users: Size | None  # who rank on valid; ~: all
     test_users: Size | None  # who rank on test; ~: all
     choose: str  # the metric that chooses settings on valid
-    shown: tuple[str, ...]  # metrics of the table
+    shown: tuple[str, ...] | None  # metrics of the table; ~: those of the objectives
     rows: tuple[dict[str, Any], ...]
 
 
@@ -83,6 +85,7 @@ def run_rows(
     if processes < 1:
         raise SettingError(f"'processes' must be at least 1, found {processes}.")
     name, page = read_rows_page(name)
+    page = _with_shown(page, data_path)
     folder = open_rows(
         prepare_rows(page.dataset, page.protocol, data_path, prepared_path, page.split_seed)
     )
@@ -101,6 +104,19 @@ def run_rows(
 def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> "Finished":
     with thread_limit(1):
         return _RowRun(page, row, open_rows(place), root, device).run()
+
+
+def _with_shown(page: Page, data_path: str) -> Page:
+    """With the metrics that the data set's objectives name, where the page names none."""
+    if page.shown is not None:
+        return page
+    objectives = read_objectives(page.dataset, find_dataset(page.dataset, data_path))
+    shown = tuple(f"{name}/{m}" for name, one in objectives.items() for m in one.metrics)
+    if not shown:
+        raise SettingError(
+            f"The page has no 'shown' and no objective of '{page.dataset}' has 'metrics': name one."
+        )
+    return replace(page, shown=shown)
 
 
 def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:

@@ -104,6 +104,31 @@ def test_two_processes_make_the_same_table(folder, tmp_path):
         run_rows(str(folder / "small.yaml"), *where, processes=0)
 
 
+def test_the_objectives_may_name_what_is_shown(folder, tmp_path):
+    """On the data set's page; what is prepared does not depend on it."""
+    page = yaml.safe_load((folder / "made" / "made.yaml").read_text("utf-8"))
+    (tmp_path / "made").mkdir()
+    for file in (folder / "made").iterdir():
+        shutil.copy(file, tmp_path / "made")
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(PAGE | {"shown": None}), "utf-8")
+    where = str(tmp_path), str(folder / "prepared"), folder / "runs", tmp_path
+    with pytest.raises(SettingError, match="no objective of 'made' has 'metrics'"):
+        run_rows(str(file), *where)
+    page["objectives"]["rating"]["metrics"] = ["rmse"]
+    page["objectives"]["like"]["metrics"] = ["mrr@10", "auc"]
+    (tmp_path / "made" / "made.yaml").write_text(yaml.safe_dump(page, sort_keys=False), "utf-8")
+    before = sorted((folder / "prepared").iterdir())
+    made, _ = run_rows(str(file), *where)
+    found = [cell["metric"] for cell in json.loads(made.read_text("utf-8"))]
+    assert sorted(set(found)) == ["like/auc", "like/mrr@10", "rating/rmse"]
+    assert sorted((folder / "prepared").iterdir()) == before
+    page["objectives"]["rating"]["metrics"] = ["auc"]
+    (tmp_path / "made" / "made.yaml").write_text(yaml.safe_dump(page, sort_keys=False), "utf-8")
+    with pytest.raises(SettingError, match="'rating/auc'"):
+        run_rows(str(file), *where)
+
+
 REFUSED = [
     ({"choose": "like/ndgc@10"}, "is 'like/ndgc@10'"),
     ({"rows": []}, "no rows or no seeds"),
