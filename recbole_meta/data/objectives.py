@@ -69,7 +69,7 @@ def objectives_of(values: Any, where: str) -> Objectives:
         _check_name(name, about)
         if not isinstance(entry, dict):
             raise SettingError(f"{about} must be 'label' and 'type', found {entry!r}.")
-        default = {"given": None, "weight": 1.0, "metrics": []}
+        default: dict[str, Any] = {"given": None, "weight": 1.0, "metrics": []}
         found[name] = objective = read_settings(Objective, {**default, **entry}, about)
         _check(objective, about)
     labels = [objective.label for objective in found.values()]
