@@ -206,6 +206,6 @@ def test_pages_that_would_stop_in_the_middle_are_refused(tmp_path, found, change
 
 @pytest.mark.parametrize("name", names("fusion"))
 def test_pages_of_ours_are_read(name):
-    from recbole_meta.data.objectives import read_objectives
+    from recbole_meta.data.objectives import read_behaviours
 
-    read_fused(name, tuple(read_objectives(module.fused_page(name)[1].dataset)))
+    read_fused(name, tuple(read_behaviours(module.fused_page(name)[1].dataset)))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
+from recbole_meta import row_pages
 from recbole_meta.cli import main
+from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import SettingError
 from recbole_meta.row_pages import read_rows_page, run_rows
 from recbole_meta.settings import names
@@ -91,6 +93,28 @@ def test_what_has_its_file_is_not_done_again_and_what_lacks_it_is(folder):
     changed = {p for p in before if before[p] != after[p]}
     assert changed == {gone / "result.json"}
     assert table(folder) == text  # the same bits
+
+
+def test_the_best_fit_of_the_search_is_the_first_seeds_run(folder, tmp_path, monkeypatch):
+    fitted = []
+    fit = row_pages.fit_rows
+
+    def noted(model, rows, seed, settings, *more):
+        fitted.append((model, seed, settings.get("learning_rate")))
+        return fit(model, rows, seed, settings, *more)
+
+    monkeypatch.setattr(row_pages, "fit_rows", noted)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**PAGE, "rows": PAGE["rows"][2:]}), "utf-8")
+    where = (str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path)
+    run_rows(str(tmp_path / "one.yaml"), *where)
+    assert [(seed, rate) for _, seed, rate in fitted[:2]] == [(1, 0.001), (1, 0.03)]
+    assert len(fitted) == 3 and fitted[2][1] == 2
+    (kept,) = (tmp_path / "runs" / "one" / "Shared").glob("seed1-*/result.json")
+    rate = json.loads(kept.read_text("utf-8"))["config"]["learning_rate"]
+    whole = open_rows(prepare_rows("made", "rows_random", folder, folder / "prepared"))
+    again = fit("SharedBottom", whole, 1, {**PAGE["rows"][2]["fixed"], "learning_rate": rate})
+    metrics = json.loads(kept.read_text("utf-8"))["metrics"]
+    assert again.test(whole).means() == pytest.approx(metrics)
 
 
 REFUSED = [
