@@ -11,6 +11,7 @@ from recbole_meta import row_pages
 from recbole_meta.cli import main
 from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import SettingError
+from recbole_meta.row_fitting import judge_of
 from recbole_meta.row_pages import read_rows_page, run_rows
 from recbole_meta.settings import names
 from tests.data.test_row_splits import world
@@ -115,6 +116,9 @@ def test_the_best_fit_of_the_search_is_the_first_seeds_run(folder, tmp_path, mon
     again = fit("SharedBottom", whole, 1, {**PAGE["rows"][2]["fixed"], "learning_rate": rate})
     metrics = json.loads(kept.read_text("utf-8"))["metrics"]
     assert again.test(whole).means() == pytest.approx(metrics)
+    # what valid said of the best epoch is what it says of the model that is kept
+    judged = judge_of(whole, "valid", None).judge(again.model)
+    assert again.valid.means() == judged.means()
 
 
 REFUSED = [
