@@ -129,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("list", "Names that can be used.", "list models", _list)
     sub.add_argument(
-        "what", choices=["models", "protocols", "datasets", "benchmarks", "multitask", "fusion"]
+        "what",
+        choices=["models", "protocols", "datasets", "benchmarks", "rows", "multitask", "fusion"],
     )
     _add_data(sub)
 
@@ -193,7 +194,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "rows",
-        "Run what is missing of a table of multi-task models of rows, and write it.",
+        "Run what is missing of a table of multi-task models of rows, split at random or by time, "
+        "and write it.",
         "rows ml-100k",
         _rows,
     )
@@ -207,7 +209,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "multitask",
-        "Run what is missing of a table of multi-task models, and write it.",
+        "Run what is missing of a table of multi-task models of behaviours, whose splits are given "
+        "or cut by time, and write it.",
         "multitask jd --data_path ../shared/data",
         _multitask,
     )
@@ -379,7 +382,7 @@ def _list(options: argparse.Namespace) -> None:
 
         print(*dataset_names(options.data_path), sep="\n")
     else:
-        kind = options.what.removesuffix("s")
+        kind = {"protocols": "protocol", "benchmarks": "benchmark"}.get(options.what, options.what)
         for name in names(kind):
             from recbole_meta.settings import properties_folder
 

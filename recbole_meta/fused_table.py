@@ -114,11 +114,15 @@ def _row(cell: Cell, mine: list[Cell]) -> dict[str, Any]:
         "sd_of_seeds": _round(float(np.std(seeds, ddof=1))) if len(seeds) > 1 else None,
         "valid": round(cell.valid, 6),
         "ndcg": {name: _round(cell.mean_of(name)) for name in objectives},
-        "regret": {
-            name: _round(1 - cell.mean_of(name) / own[name].mean_of(name)) for name in objectives
-        } if own else None,
+        "regret": {name: _regret(cell.mean_of(name), own[name].mean_of(name))
+                   for name in objectives} if own else None,
         "champion": False, "against": {},
     }  # fmt: skip
+
+
+def _regret(fused: float, own: float) -> float | None:
+    """None where the own head finds nothing, so that no share of it can be lost."""
+    return _round(1 - fused / own) if own else None
 
 
 def _round(value: float) -> float:
@@ -193,12 +197,15 @@ def _markdown(name: str, page: dict[str, Any], cells: list[Cell]) -> list[str]:
     lines += ["", "## The price", "",
               "Regret on test: the share of an objective's NDCG@10 under its own head's ranking",
               "that the fused one loses; below 0, it gains.", ""]  # fmt: skip
+    if any(None in (cell.row["regret"] or {}).values() for cell in cells):
+        lines[-1:] = ["-: its own head finds nothing on test.", ""]
     objectives = [key for key in cells[0].values if key != "fused"]
     lines += [f"| source | gains | ranking | {' | '.join(objectives)} | weights |",
               "|---" * (len(objectives) + 4) + "|"]  # fmt: skip
     for cell in cells:
         if cell.kind in ("equal", "searched"):
-            regret = [f"{cell.row['regret'][name]:+.3f}" for name in objectives]
+            lost = [cell.row["regret"][name] for name in objectives]
+            regret = ["-" if each is None else f"{each:+.3f}" for each in lost]
             weights = ", ".join(f"{key} {w:.3f}" for key, w in cell.row["weights"].items())
             lines.append(f"| {cell.source} | {cell.gains} | {_title(cell.way)} | "
                          f"{' | '.join(regret)} | {weights} |")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fitting a multi-task model on given splits, and judging it per objective."""
+"""Fitting a multi-task model of behaviours, and judging it per objective."""
 
 import logging
 import time

@@ -137,25 +137,37 @@ def fit_rows(
             rows, used.get("train_batch_size", 1), used.get("negatives", 0), seed, dataset.item_num
         )
         if trainer.epochs:
-            metric = used["stop_by"]
-            each = judge_of(folder, "valid", most_users)
-            ranks = metric.split("/")[1] in RANKING
-            trainer.validate = lambda: (
-                direction(metric) * _known(each.judge(model, rankings=ranks), metric)
-            )
+            judge = judge_of(folder, "valid", most_users)
+            validation = _Validation(judge, model, trainer, used["stop_by"])
+            trainer.validate = validation.score
             trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)
         trainer.fit(loader)
     seconds = {"fit": time.perf_counter() - start}
-    valid = judge_of(folder, "valid", most_users).judge(model)
+    valid = validation.best if trainer.epochs else None
+    if valid is None:
+        valid = judge_of(folder, "valid", most_users).judge(model)
     return RowFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)
 
 
-def _known(judged: RowsJudged, metric: str) -> float:
-    """The metric that chooses; refused where valid has none."""
-    value = judged.means()[metric]
-    if np.isnan(value):
-        raise SettingError(f"'{metric}' cannot choose: valid has one class, so no user has it.")
-    return value
+class _Validation:
+    """Judges on valid between epochs, and keeps what the best one did where all was judged."""
+
+    def __init__(self, judge: RowJudge, model: Any, trainer: Trainer, metric: str) -> None:
+        self.judge, self.model, self.trainer, self.metric = judge, model, trainer, metric
+        self.ranks = metric.split("/")[1] in RANKING
+        self.best: RowsJudged | None = None
+
+    def score(self) -> float:
+        """What chooses the epoch, bigger: better; refused where valid has none."""
+        judged = self.judge.judge(self.model, rankings=self.ranks)
+        value = direction(self.metric) * judged.means()[self.metric]
+        if np.isnan(value):
+            raise SettingError(
+                f"'{self.metric}' cannot choose: valid has one class, so no user has it."
+            )
+        if self.ranks and value > self.trainer.best_score:
+            self.best = judged
+        return value
 
 
 def _check_classes(rows: LabelledRows, negatives: int, name: str) -> None:

@@ -4,15 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from recbole_meta import multitask as module
 from recbole_meta.cli import main
-from recbole_meta.data.behaviours import prepare_behaviours
-from recbole_meta.data.objectives import read_objectives
+from recbole_meta.data.behaviours import open_behaviours, prepare_behaviours
+from recbole_meta.data.objectives import read_behaviours
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.multitask import read_multitask, run_multitask
 from recbole_meta.multitask_table import multitask_table
 from recbole_meta.settings import names
+from tests.data.test_label_times import world, write
 
 PAGE = """
 dataset: shop
@@ -244,7 +246,7 @@ def test_pages_that_would_stop_in_the_middle_are_refused(ran, tmp_path, found, c
     folder, _ = ran
     page = tmp_path / "table.yaml"
     page.write_text(PAGE.replace(found, changed, 1), encoding="utf-8")
-    objectives = read_objectives("shop", folder / "shop")
+    objectives = read_behaviours("shop", folder / "shop")
     with pytest.raises(SettingError, match=said):
         read_multitask(str(page), objectives)
 
@@ -252,7 +254,27 @@ def test_pages_that_would_stop_in_the_middle_are_refused(ran, tmp_path, found, c
 @pytest.mark.parametrize("name", names("multitask"))
 def test_pages_of_ours_are_read(name):
     page = module.multitask_page(name)[1]
-    read_multitask(name, read_objectives(page.dataset))
+    read_multitask(name, read_behaviours(page.dataset))
+
+
+def test_a_page_of_behaviours_by_time_becomes_a_table(tmp_path):
+    write(tmp_path, world())
+    page = tmp_path / "timed.yaml"
+    rows = [{"name": "Pop", "model": "ObjectivePop", "choose": "each"},
+            {"name": "EASE", "model": "ObjectiveEASE", "choose": "each",
+             "grid": {"reg_weight": [1.0, 10.0]}}]  # fmt: skip
+    content = {"dataset": "shop", "protocol": "behaviours_time", "seeds": [1], "trials": 2,
+               "rows": rows, "published": []}  # fmt: skip
+    page.write_text(yaml.safe_dump(content), "utf-8")
+    where = ["--data_path", str(tmp_path), "--prepared_path", str(tmp_path / "prepared")]
+    out = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert main(["multitask", str(page), *where, *out]) == 0
+    made = prepare_behaviours("shop", tmp_path, tmp_path / "prepared", "behaviours_time")
+    behaviours = open_behaviours(made)
+    cells = json.loads((tmp_path / "results" / "timed" / "table.json").read_text("utf-8"))
+    buyers = {cell["n_tasks"] for cell in cells if cell["metric"] == "buy/ndcg@10"}
+    assert buyers == {len(behaviours.tasks("test", "buy"))}
+    assert {cell["protocol"] for cell in cells} == {"behaviours_time"}
 
 
 def test_an_unknown_data_set_is_one_line(ran, tmp_path, capsys):

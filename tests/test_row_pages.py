@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
+from recbole_meta import row_pages
 from recbole_meta.cli import main
+from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import SettingError
+from recbole_meta.row_fitting import judge_of
 from recbole_meta.row_pages import read_rows_page, run_rows
 from recbole_meta.settings import names
 from tests.data.test_row_splits import world
@@ -127,6 +130,31 @@ def test_the_objectives_may_name_what_is_shown(folder, tmp_path):
     (tmp_path / "made" / "made.yaml").write_text(yaml.safe_dump(page, sort_keys=False), "utf-8")
     with pytest.raises(SettingError, match="'rating/auc'"):
         run_rows(str(file), *where)
+
+
+def test_the_best_fit_of_the_search_is_the_first_seeds_run(folder, tmp_path, monkeypatch):
+    fitted = []
+    fit = row_pages.fit_rows
+
+    def noted(model, rows, seed, settings, *more):
+        fitted.append((model, seed, settings.get("learning_rate")))
+        return fit(model, rows, seed, settings, *more)
+
+    monkeypatch.setattr(row_pages, "fit_rows", noted)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**PAGE, "rows": PAGE["rows"][2:3]}), "utf-8")
+    where = (str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path)
+    run_rows(str(tmp_path / "one.yaml"), *where)
+    assert [(seed, rate) for _, seed, rate in fitted[:2]] == [(1, 0.001), (1, 0.03)]
+    assert len(fitted) == 3 and fitted[2][1] == 2
+    (kept,) = (tmp_path / "runs" / "one" / "Shared").glob("seed1-*/result.json")
+    rate = json.loads(kept.read_text("utf-8"))["config"]["learning_rate"]
+    whole = open_rows(prepare_rows("made", "rows_random", folder, folder / "prepared"))
+    again = fit("SharedBottom", whole, 1, {**PAGE["rows"][2]["fixed"], "learning_rate": rate})
+    metrics = json.loads(kept.read_text("utf-8"))["metrics"]
+    assert again.test(whole).means() == pytest.approx(metrics)
+    # what valid said of the best epoch is what it says of the model that is kept
+    judged = judge_of(whole, "valid", None).judge(again.model)
+    assert again.valid.means() == judged.means()
 
 
 REFUSED = [

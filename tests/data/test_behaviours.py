@@ -1,4 +1,4 @@
-"""Given splits with several behaviours: what is written, what is read, what stops a run."""
+"""Splits with several behaviours: what is written, what is read, what stops a run."""
 
 import json
 
@@ -180,7 +180,7 @@ def test_the_two_kinds_of_folders_do_not_pass_for_each_other(folder, make_world)
     with pytest.raises(DataError, match="no folder of a cold-start protocol"):
         open_prepared(made(folder))
     rows = [(f"u{u}", f"i{i}", 4, i) for u in range(40) for i in range(8)]
-    with pytest.raises(DataError, match="no folder of given splits"):
+    with pytest.raises(DataError, match="no folder of splits"):
         open_behaviours(make_world(rows, "user_cold_5").path)
 
 
