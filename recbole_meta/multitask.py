@@ -25,7 +25,7 @@ from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.data.objectives import Objectives
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.objectives import metric_name
 from recbole_meta.fitting import thread_limit
@@ -135,9 +135,10 @@ def _is_multitask(model: str) -> bool:
     """Else it is a model of RecBole's; an error where it is neither."""
     if model in multitask_models():
         return True
-    if model not in recbole_model_names():
-        multitask_model(model)
-    return False
+    if model in recbole_model_names():
+        return False
+    known = [*multitask_models(), *recbole_model_names()]
+    raise SettingError(f"Unknown multi-task model '{model}'. {nearest(model, known)}")
 
 
 def _check_settings(model: str, given: Settings, objectives: tuple[str, ...]) -> Settings:

@@ -34,6 +34,7 @@ FLOORS = {
     "export": 3,
     "checkpoint": 4,
     "balancing": 4,
+    "averaging": 4,
     "trainer": 4,
     "tracking": 4,
     "choice": 4,

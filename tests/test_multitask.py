@@ -236,7 +236,7 @@ REFUSED = [
     ("behaviour: [purchase, click, cart]", "behaviour: [purchase, clik]", "Did you mean 'click'"),
     ("behaviour: [purchase, click, cart], ", "", "'behaviour' is None"),
     ("model: MultiVAE\n    choose: each", "model: MultiVAE\n    choose: mean", "must be each"),
-    ("model: MultiVAE", "model: MultVAE", "Unknown multi-task model 'MultVAE'"),
+    ("model: MultiVAE", "model: MultVAE", "Did you mean 'MultiVAE'"),
     ("trials: 6", "trials: 0", "'trials' must be at least 1"),
 ]
 
