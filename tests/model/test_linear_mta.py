@@ -17,6 +17,7 @@ from recbole_meta.objective_fitting import (
 FEW = {"epochs": 2, "eval_step": 1, "embedding_size": 4, "train_batch_size": 8}
 PATH = {
     "linear": {"purchase": 3.0, "click": 0.5},
+    "linear_target": {"click": "union"},
     "linear_weights": {"click": 0.5, "cart": 2.0},
     "reg_weight": 2.0,
 }
@@ -32,10 +33,12 @@ def dense(shop, name: str) -> np.ndarray:
 
 
 def linear_scores(shop, objective: str) -> np.ndarray:
-    """A ridge from all other items of the weighted union to each item of the behaviour."""
+    """A ridge from all other items of the weighted union to each item of the behaviour, or of the
+    union itself.
+    """
     weight = {"purchase": 1.0} | PATH["linear_weights"]
     x = np.max([weight[name] * dense(shop, name) for name in shop.objectives], axis=0)
-    y, scores = dense(shop, objective), np.zeros_like(x)
+    y, scores = x if objective == "click" else dense(shop, objective), np.zeros_like(x)
     for j in range(x.shape[1]):
         z = np.delete(x, j, axis=1)
         inner = z.T @ z + PATH["reg_weight"] * np.eye(z.shape[1])
@@ -97,12 +100,14 @@ def test_without_a_scale_it_is_mta(shop, pair, linear):
 
 def test_who_did_nothing_has_no_linear_score(shop, pair):
     users = torch.tensor([0, 3])  # RecBole's padding has no history
-    scores = pair[1].model.ridge.scores(users, "click")
+    scores = pair[1].model.ridge.scores(users, "union")
     assert not scores[0].any() and scores[1].any()
 
 
 AT_ODDS = [
     ({"linear": {"clik": 1.0}}, SettingError, "'linear' names the objective 'clik'"),
+    ({"linear_target": {"clik": "own"}}, SettingError, "'linear_target' names the objective"),
+    ({"linear_target": {"click": "onw"}}, SettingError, "Did you mean 'own'"),
     ({"linear_weights": {"clik": 1.0}}, SettingError, "'linear_weights' names the objective"),
     ({"inputs": "own", "linear": {}}, SettingError, "'inputs' must be all"),
     ({"linear_weights": dict.fromkeys(("purchase", "click", "cart"), 0.0)}, DataError, "empty"),
