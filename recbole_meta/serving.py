@@ -270,6 +270,20 @@ class Newcomer:
         scores = self._scores(torch.tensor(ids, dtype=torch.int64), list(new.values()))
         return dict(zip([*(served.items[i] for i in ids), *new], scores.tolist()))
 
+    def deviation(self, items: Iterable[Any], unknown: str = "error") -> dict[str, float]:
+        """Item -> how uncertain its score is: its standard deviation under what is known of the
+        newcomer, in units of the score. It falls with what he says, whatever he says.
+        """
+        served = self.served
+        if not hasattr(served.model, "posterior"):
+            raise DataError(f"{type(served.model).__name__} has no posterior of a newcomer.")
+        ids = served.ids(items, unknown)
+        with torch.no_grad():
+            support = Examples(*(part[0] for part in _support([self.said])))
+            known = served.model.posterior(support)
+            found = served.model.variance(known, torch.tensor(ids, dtype=torch.int64)).sqrt()
+        return dict(zip((served.items[i] for i in ids), found.tolist()))
+
     def rank(
         self,
         k: int = 10,

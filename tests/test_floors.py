@@ -25,6 +25,7 @@ FLOORS = {
     "episode": 0,
     "inner_loop": 0,
     "fusion": 0,
+    "posterior": 0,
     "data": 1,
     "model": 2,
     "evaluation": 3,

@@ -180,6 +180,23 @@ def test_many_at_once_are_each_as_alone(served, model) -> None:
     assert one.adapt_many([]) == []
 
 
+def test_how_uncertain_a_score_is_falls_with_what_is_said(served) -> None:
+    model = served("MetaRidge")
+    tokens = [model.items[i] for i in torch.nonzero(model.candidate).flatten().tolist()]
+    nobody = model.adapt().deviation(tokens)
+    some = model.adapt(likes=tokens[:2])
+    known = some.deviation(tokens)
+    assert list(known) == tokens
+    assert all(0 <= known[token] <= nobody[token] for token in tokens)
+    assert sum(known.values()) < sum(nobody.values())
+    again = model.adapt(likes=tokens[:1]).update(likes=tokens[1:2]).deviation(tokens)
+    assert again == pytest.approx(known)
+    with pytest.raises(DataError, match="Unknown items: nothing"):
+        some.deviation(["nothing"])
+    with pytest.raises(DataError, match="CNP has no posterior"):
+        served("CNP").adapt().deviation(tokens)
+
+
 def test_many_of_any_iterable(served) -> None:
     one = served("PriorRidge")
     said = [{"likes": one.items[n : n + 2]} for n in (1, 3)]

@@ -73,6 +73,31 @@ def test_weights_are_the_posterior_mean(worlds, double, k: int) -> None:
         np.testing.assert_allclose(scores, wanted[[5, 30]], atol=1e-10)
 
 
+def test_its_posterior_has_the_mean_of_adapt_and_grows_by_one(worlds, double) -> None:
+    model, _ = learner(worlds["implicit"])
+    items = torch.tensor([2, 7, 11])
+    support = Examples(torch.tensor([2, 7, 11, 0]), *2 * [torch.tensor([1.0, 1, 1, 0])],
+                       torch.tensor(1))  # fmt: skip
+    nothing = Examples(support.x, *2 * [torch.zeros(4)], support.task)
+    with torch.no_grad():
+        found = model.posterior(support)
+        torch.testing.assert_close(found.mean, model.adapt(support)["w"])
+        known = model.posterior(nothing)
+        torch.testing.assert_close(known.covariance, torch.diag(model.log_prior.exp()))
+        first = model.variance(known, torch.tensor([5, 30]))
+        for item in items.flip(0):
+            known = model.update(known, item)
+        for one, other in zip(known, found, strict=True):
+            torch.testing.assert_close(one, other)
+        last = model.variance(known, torch.tensor([5, 30]))
+        r, noise = model.read_vector[items].numpy(), float(model.log_noise.exp())
+        precision = np.diag(np.exp(-model.log_prior.numpy())) + r.T @ r / noise
+        v = model.item_vector[[5, 30]].numpy()
+        expected = [vector @ np.linalg.solve(precision, vector) for vector in v]
+    np.testing.assert_allclose(last, expected, atol=1e-10)
+    assert (last < first).all()
+
+
 @pytest.mark.parametrize("anchor", [0.0, 2.0])
 def test_loss_and_gradient_are_those_of_a_plain_loop(worlds, double, anchor: float) -> None:
     """Over candidates alone: items that warm users have, less the reserve of the episode."""

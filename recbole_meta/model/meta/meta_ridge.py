@@ -18,6 +18,7 @@ from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.inner_loop import softmax
 from recbole_meta.model.meta_recommender import MetaRecommender, State, TrainedSettings
+from recbole_meta.posterior import Posterior, observe, update, variance
 from recbole_meta.settings import Positive, Size, Weight
 
 
@@ -46,6 +47,9 @@ class MetaRidge(MetaRecommender):
     b; the prior of a user's weights is N(\mu, D), D diagonal. All start where PriorRidge is
     (R = V = its vectors, q = p, b = base, \mu = 0, D = I) and are learned through the solve, from
     episodes that imitate the protocol. Without epochs it is PriorRidge with a base weight of 1.
+
+    A prior covariance A A' that is not diagonal says nothing new where items are learned, since
+    R A and V A take its place.
     """
 
     sides = ("user",)
@@ -86,6 +90,22 @@ class MetaRidge(MetaRecommender):
         factors = torch.linalg.lu_factor(spread @ r.T + noise)  # `solve` in two: can be exported
         solved = torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)
         return {"w": self.prior_mean + spread.T @ solved}  # [d]
+
+    def posterior(self, support: Examples) -> Posterior:
+        """The whole posterior of a user's weights, whose mean is what ``adapt`` says."""
+        prior = Posterior(self.prior_mean, torch.diag(self.log_prior.exp()))
+        r = self.read_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
+        values = (1 - self.read_mean[support.x]) * support.mask
+        return observe(prior, r, values, self.log_noise.exp())
+
+    def update(self, known: Posterior, item: Tensor) -> Posterior:
+        """After one more item [] of the support."""
+        value = 1 - self.read_mean[item]
+        return update(known, self.read_vector[item], value, self.log_noise.exp())
+
+    def variance(self, known: Posterior, x: Tensor) -> Tensor:
+        """Of the scores of items x [N]: how little is known of them."""
+        return variance(known, self.item_vector[x])
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return self.of_all(self.item_mean + self.item_vector @ state["w"], x)
