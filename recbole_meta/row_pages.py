@@ -138,7 +138,7 @@ class _RowRun:
 
     def _chosen_by(self, settings: Settings) -> float:
         value = self._trial(settings)[self.page.choose]
-        if np.isnan(value):
+        if value is None or np.isnan(value):  # null in the file
             raise SettingError(f"'choose': '{self.page.choose}' has no value on valid.")
         return value
 
@@ -206,14 +206,17 @@ class Finished:
                 self.arrays.append({key: file[key] for key in file.files})
 
     def values(self, metric: str) -> "np.ndarray[Any, Any] | None":
-        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once."""
-        if metric not in self.arrays[0]:
+        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once, or
+        none.
+        """
+        if metric not in self.arrays[0] or np.isnan(self.arrays[0][metric]).all():
             return None
         return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
 
     def mean(self, metric: str, split: str = "metrics") -> float:
-        """The mean over seeds."""
-        return float(np.mean([result[split][metric] for result in self.results]))
+        """The mean over seeds; nan where there is none, null in the file."""
+        found = [result[split][metric] for result in self.results]
+        return float(np.mean([np.nan if value is None else value for value in found]))
 
 
 def _write_table(name: str, page: Page, rows: list[Finished], results: Path) -> list[Path]:
@@ -266,9 +269,13 @@ def _cells(page: Page, metric: str, rows: list[Finished]) -> list[dict[str, Any]
             gain = paired_gain(better, worse, resamples=_RESAMPLES)
             cell |= {f"gain_{base}": gain.mean, f"gain_{base}_low": gain.low}
             cell |= {f"gain_{base}_high": gain.high, f"p_{base}": wilcoxon_p(values, theirs)}
-        found.append({k: round(v, 5) if isinstance(v, float) and k[0] != "p" else v
+        found.append({k: _rounded(v) if isinstance(v, float) and k[0] != "p" else v
                       for k, v in cell.items()})  # fmt: skip
     return found
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 5)
 
 
 def _markdown(
@@ -300,6 +307,8 @@ def _markdown(
 
 
 def _shown(cell: dict[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "-"
     text = f"{cell['mean']:.4f}"
     if cell["gain_single"] is None:
         return text
