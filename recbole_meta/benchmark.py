@@ -43,9 +43,10 @@ class _TrainedPage:
 
 @dataclass(frozen=True)
 class Judging:
-    """One entry of ``settings``: a protocol with changes, and its splits."""
+    """One entry of ``settings``: a data set, a protocol with changes, and its splits."""
 
     name: str
+    dataset: str  # the page's, where the entry names none
     protocol: str
     changed: dict[str, Any]
     splits: tuple[Count, ...]
@@ -104,7 +105,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Search:
-    """Where RecBole's models are searched; an entry is judged with the search of its order."""
+    """Where rows that train are searched; an entry is judged with the search of its data set and
+    order.
+    """
 
     setting: str
     split: Count
@@ -131,7 +134,6 @@ class Benchmark:
     """A benchmark file."""
 
     name: str
-    dataset: str
     seed: int
     trials: int
     settings: tuple[Judging, ...]
@@ -145,12 +147,15 @@ class Benchmark:
         return next(judging for judging in self.settings if judging.name == name)
 
     def search_of(self, judging: Judging) -> Search:
-        """The search whose rows have this entry's order."""
-        order = _order(judging)
+        """The search whose rows have this entry's data set and order."""
+        wanted = judging.dataset, _order(judging)
         for search in self.searches:
-            if _order(self.judging(search.setting)) == order:
+            other = self.judging(search.setting)
+            if (other.dataset, _order(other)) == wanted:
                 return search
-        raise SettingError(f"Benchmark '{self.name}' has no search for order '{order}'.")
+        raise SettingError(
+            f"Benchmark '{self.name}' has no search for {wanted[0]}, order '{wanted[1]}'."
+        )
 
 
 def _order(judging: Judging) -> str:
@@ -165,8 +170,8 @@ def read_benchmark(name: str) -> Benchmark:
     filled = {"seeds": [page.seed], **page.trained}
     theirs = read_settings(_TrainedPage, filled, f"{where}, trained")
     benchmark = Benchmark(
-        name, page.dataset, page.seed, page.trials,
-        tuple(_judging(entry, where) for entry in page.settings),
+        name, page.seed, page.trials,
+        tuple(_judging(entry, page.dataset, where) for entry in page.settings),
         tuple(read_row(entry, f"{where}, rows", seeds=(page.seed,)) for entry in page.rows),
         tuple(_search(entry, f"{where}, searches") for entry in theirs.searches),
         theirs.shots,
@@ -176,8 +181,9 @@ def read_benchmark(name: str) -> Benchmark:
     return benchmark
 
 
-def _judging(entry: Mapping[str, Any], where: str) -> Judging:
-    filled = {"changed": {}, "groups": list(GROUPS), "trained_from": entry.get("name"), **entry}
+def _judging(entry: Mapping[str, Any], dataset: str, where: str) -> Judging:
+    filled = {"changed": {}, "groups": list(GROUPS), "trained_from": entry.get("name")}
+    filled |= {"dataset": dataset, **entry}
     return read_settings(Judging, filled, f"{where}, settings")
 
 
@@ -239,6 +245,14 @@ def _check(b: Benchmark) -> None:
     for name in (*sources, *(search.setting for search in b.searches)):
         if name not in entries:
             raise SettingError(f"{where} has no entry '{name}'. {nearest(name, entries)}")
+    for judging in b.settings:
+        if judging.trained_from is not None:
+            source = b.judging(judging.trained_from).dataset
+            if source != judging.dataset:
+                raise SettingError(
+                    f"{where}: '{judging.name}' is of {judging.dataset}, and 'trained_from' names "
+                    f"'{judging.trained_from}', which is of {source}."
+                )
     drawn = [(row, b.trials) for row in b.rows]
     for row, search in itertools.product(b.trained_rows, b.searches):
         if search.learns(row):

@@ -200,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         _rows,
     )
     sub.add_argument("name", help="a file of properties/rows, or a path ending in .yaml")
+    sub.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     sub.add_argument("--runs", default="runs", help="where finished work is kept")
     sub.add_argument("--results", default="results", help="where the table is written")
     sub.add_argument("--device", default="cpu", help="cpu | cuda | cuda:<n>")
@@ -518,7 +519,7 @@ def _rows(options: argparse.Namespace) -> None:
     from recbole_meta.row_pages import run_rows
 
     where = (options.data_path, options.prepared_path, options.runs, options.results)
-    for path in run_rows(options.name, *where, options.device):
+    for path in run_rows(options.name, *where, options.device, options.processes):
         print(path)
 
 

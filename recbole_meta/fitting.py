@@ -87,7 +87,7 @@ def thread_limit(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _named(choice: ModelChoice, config: Any) -> Iterator[None]:
+def named_errors(choice: ModelChoice, config: Any) -> Iterator[None]:
     """What a model raises names the model and its settings; the traceback is kept as the cause."""
     try:
         yield
@@ -203,7 +203,7 @@ def fit_learner(
     the stage's.
     """
     config = stage.config if config is None else config
-    with contained(), _named(choice, config):
+    with contained(), named_errors(choice, config):
         from recbole.utils import init_seed
 
         init_seed(config["seed"], config["reproducibility"])
@@ -335,13 +335,12 @@ def judge_recbole(
     return Outcome(k, valid, judged, seconds, used, epochs)
 
 
-def _recbole_trainer(choice: ModelChoice, stage: Stage) -> Any:
+def recbole_trainer(choice: ModelChoice, config: Any, dataset: Any) -> Any:
     """Seeded as RecBole's ``run_recbole`` does it."""
     from recbole.utils import get_trainer, init_seed
 
-    config = stage.config
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = choice.cls(config, stage.dataset).to(config["device"])
+    model = choice.cls(config, dataset).to(config["device"])
     return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
 
 
@@ -361,9 +360,9 @@ def _fit_recbole(
         progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
 
     one_shot = choice.cls.type.name == "TRADITIONAL"
-    with TemporaryDirectory() as folder, contained(), _named(choice, stage.config):
+    with TemporaryDirectory() as folder, contained(), named_errors(choice, stage.config):
         stage.config["checkpoint_dir"] = folder
-        trainer = _recbole_trainer(choice, stage)
+        trainer = recbole_trainer(choice, stage.config, stage.dataset)
         if one_shot:
             trainer.epochs = 1
         judge = Judge(stage.prepared, "valid", k, stage.dataset, choice.name)
@@ -383,9 +382,9 @@ def _fit_recbole(
 
 def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> Any:
     """The trainer after a fixed number of epochs; test is not looked at."""
-    with TemporaryDirectory() as folder, contained(), _named(choice, stage.config):
+    with TemporaryDirectory() as folder, contained(), named_errors(choice, stage.config):
         stage.config["checkpoint_dir"] = folder
-        trainer = _recbole_trainer(choice, stage)
+        trainer = recbole_trainer(choice, stage.config, stage.dataset)
         trainer.epochs = epochs
         trainer.fit(stage.train, None, verbose=False, saved=False)
     return trainer

@@ -9,18 +9,27 @@ of today, is not done again.
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from recbole_meta.behaviour_fitting import (
+    check_behaviour_settings,
+    fit_behaviour,
+    judged_objectives,
+)
 from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.choice import choose_model, is_closed_form
+from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.data.objectives import Objectives
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.objectives import metric_name
 from recbole_meta.fitting import thread_limit
+from recbole_meta.model import multitask_models
 from recbole_meta.objective_fitting import (
     ObjectiveFit,
     check_objective_settings,
@@ -47,7 +56,7 @@ class MultitaskRow(Row):
     """A row of the table, and whether its settings are those of one objective or of all."""
 
     choose: Literal["each", "mean"]
-    group: Literal["floor", "rule", "single", "ours"] | None  # in the table; ~: the model's own
+    group: Literal["floor", "rule", "recbole", "single", "ours"] | None  # ~: the model's own
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,59 @@ def read_multitask(name: str, objectives: Objectives) -> Multitask:
             raise SettingError(
                 f"{where}: '{row.ranges()[0]}' of '{row.name}' is a range: name the values to try."
             )
-        for trial in row.trials(page.trials):
-            check_objective_settings(row.model, trial, tuple(objectives))
+        _check_trials(row, row.trials(page.trials), tuple(objectives), where)
     return Multitask(name, page.dataset, page.seeds, page.trials, rows)
+
+
+def _check_trials(
+    row: MultitaskRow, trials: list[Settings], objectives: tuple[str, ...], where: str
+) -> None:
+    """Settings that cannot be, and objectives that no trial would be judged on."""
+    judged = [_judged(row.model, trial, objectives) for trial in trials]
+    for trial in trials:
+        _check_settings(row.model, trial, objectives)
+    missing = [name for name in objectives if not any(name in each for each in judged)]
+    if missing:
+        raise SettingError(
+            f"{where}: no trial of '{row.name}' learns '{missing[0]}'. Name it in 'behaviour'."
+        )
+    if row.choose == "mean" and any(each != objectives for each in judged):
+        raise SettingError(
+            f"{where}: '{row.name}' has models of one behaviour: 'choose' must be each."
+        )
+
+
+def _is_multitask(model: str) -> bool:
+    """Else it is a model of RecBole's; an error where it is neither."""
+    if model in multitask_models():
+        return True
+    if model in recbole_model_names():
+        return False
+    known = [*multitask_models(), *recbole_model_names()]
+    raise SettingError(f"Unknown multi-task model '{model}'. {nearest(model, known)}")
+
+
+def _check_settings(model: str, given: Settings, objectives: tuple[str, ...]) -> Settings:
+    if _is_multitask(model):
+        return check_objective_settings(model, given, objectives)
+    return check_behaviour_settings(model, given, objectives)
+
+
+def _judged(model: str, trial: Settings, objectives: tuple[str, ...]) -> tuple[str, ...]:
+    """The objectives that a trial is judged on."""
+    return objectives if _is_multitask(model) else judged_objectives(trial, objectives)
+
+
+def _group(row: MultitaskRow) -> str:
+    own = multitask_model(row.model).group if _is_multitask(row.model) else "recbole"
+    return row.group or own
+
+
+def _trains(model: str, trial: Settings) -> bool:
+    """Whether seeds matter: a closed form has one."""
+    if not _is_multitask(model):
+        return not is_closed_form(choose_model(model))
+    return bool((load_properties("model", model) | trial)["epochs"])
 
 
 def run_multitask(
@@ -135,8 +194,7 @@ class _RowRun:
         self.page, self.row, self.behaviours, self.device = page, row, behaviours, device
         self.root, self.folder = root, root / slug(row.name)
         self.trials = row.trials(page.trials)
-        first = load_properties("model", row.model) | self.trials[0]
-        self.seeds = page.seeds if first["epochs"] else page.seeds[:1]
+        self.seeds = page.seeds if _trains(row.model, self.trials[0]) else page.seeds[:1]
         self.made_by = {"sha256": behaviours.sha256, "model": row.model}
         self._fits: dict[str, ObjectiveFit] = {}
 
@@ -160,13 +218,13 @@ class _RowRun:
 
     def _made_by(self, settings: Settings, seed: int) -> dict[str, Any]:
         """What a fit depends on: its settings over the model's page, the data, the seed."""
-        used = check_objective_settings(self.row.model, settings, tuple(self.behaviours.objectives))
+        used = _check_settings(self.row.model, settings, tuple(self.behaviours.objectives))
         return self.made_by | {"settings": settings, "config": used, "seed": seed}
 
     def _score_of(self, means: Settings, objective: str) -> float:
-        """What chooses the settings of an objective."""
+        """What chooses the settings of an objective; it is not chosen where it was not judged."""
         part = objective if self.row.choose == "each" else "mean"
-        return float(means[metric_name(part, METRIC)])
+        return float(means.get(metric_name(part, METRIC), -math.inf))
 
     def _best(self, scores: list[Settings], objective: str) -> Settings:
         best = max(range(len(scores)), key=lambda n: self._score_of(scores[n], objective))
@@ -196,14 +254,14 @@ class _RowRun:
         self._fits = {key: self._fits[key] for key in best}
 
     def _fit(self, settings: Settings, seed: int) -> ObjectiveFit:
-        return fit_objectives(self.row.model, self.behaviours, seed, settings, self.device)
+        fit = fit_objectives if _is_multitask(self.row.model) else fit_behaviour
+        return fit(self.row.model, self.behaviours, seed, settings, self.device)
 
     def _test(self, settings: Settings, seed: int) -> str:
         """The folder of a run, below the page's."""
         folder = self.folder / f"seed{seed}-{digest(settings)}"
         name = folder.relative_to(self.root).as_posix()
-        group = self.row.group or multitask_model(self.row.model).group
-        wanted = {"group": group, **self._made_by(settings, seed)}
+        wanted = {"group": _group(self.row), **self._made_by(settings, seed)}
         found = _read(folder / "result.json")
         whole = (folder / "tasks.npz").is_file()
         if whole and found is not None and found | wanted == found:

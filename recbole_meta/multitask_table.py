@@ -1,8 +1,9 @@
 """The table of a page of multi-task models, from the files of its runs alone.
 
 The unit is the user: a user's values are averaged over the seeds. The champion of a group is named
-on valid, per objective; ours is tested against the champions of the floors, of the rules and of the
-models of one objective (Wilcoxon, paired over users; Holm over all tests of the table).
+on valid, per objective; ours is tested against the champions of the floors, of the rules, of
+RecBole's models and of the models of one objective (Wilcoxon, paired over users; Holm over all
+tests of the table).
 """
 
 import json
@@ -19,7 +20,8 @@ from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 from recbole_meta.settings import load_properties, load_yaml
 
-GROUPS = ("floor", "rule", "single", "ours")
+GROUPS = ("floor", "rule", "recbole", "single", "ours")
+_BASES = GROUPS[:-1]  # whose champions the later groups are compared with
 LEAD = "ndcg@10"
 _METRICS = ("ndcg@10", "recall@10")
 _QUERIES = ("", "/novel")
@@ -55,12 +57,13 @@ def multitask_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     units = [_unit(runs / name, entry["name"]) for entry in page["rows"]]
     cells = [cell for unit in units for cell in _cells(runs / name, unit)]
     rows = _rows(cells)
+    seconds = {unit["row"]: _seconds(cells, unit["row"]) for unit in units}
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     table, markdown = folder / "table.json", folder / "table.md"
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     table.write_text(f"[\n{lines}\n]\n", "utf-8")
-    markdown.write_text("\n".join(_markdown(name, page, units, rows)) + "\n", "utf-8")
+    markdown.write_text("\n".join(_markdown(name, page, units, rows, seconds)) + "\n", "utf-8")
     return table, markdown
 
 
@@ -86,6 +89,13 @@ def _cells(root: Path, unit: dict[str, Any]) -> list[Cell]:
             cell.arrays.append(arrays)
             cell.results.append(result)
     return list(found.values())
+
+
+def _seconds(cells: Sequence[Cell], row: str) -> float:
+    """Of one fit, the mean over a row's runs."""
+    results = [result for cell in cells if cell.row == row for result in cell.results]
+    fits = {(json.dumps(r["settings"]), r["seed"]): r["seconds"]["fit"] for r in results}
+    return float(np.mean(list(fits.values())))
 
 
 def _champions(cells: Sequence[Cell], objective: str) -> dict[str, Cell]:
@@ -115,7 +125,7 @@ def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     tests = {
         (number, key): row[key]
         for number, row in enumerate(rows)
-        for key in ("p_floor", "p_rule", "p_single")
+        for key in (f"p_{group}" for group in _BASES)
         if row[key] is not None
     }
     for (number, key), p in holm(tests).items():
@@ -137,7 +147,7 @@ def _row(cell: Cell, metric: str, best: dict[str, Cell]) -> dict[str, Any]:
         "valid": _round(float(np.mean(cell.mean_of(metric, "valid_metrics")))),
         "champion": champion,
     }  # fmt: skip
-    for group in ("floor", "rule", "single"):
+    for group in _BASES:
         base = best.get(group)
         row |= {f"gain_{group}": None, f"gain_{group}_low": None, f"gain_{group}_high": None,
                 f"p_{group}": None}  # fmt: skip
@@ -156,7 +166,11 @@ def _round(value: float) -> float | None:
 
 
 def _markdown(
-    name: str, page: dict[str, Any], units: list[dict[str, Any]], rows: list[dict[str, Any]]
+    name: str,
+    page: dict[str, Any],
+    units: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    seconds: dict[str, float],
 ) -> list[str]:
     objectives = list(dict.fromkeys(row["objective"] for row in rows))
     lines = [
@@ -164,8 +178,9 @@ def _markdown(
         f"Made by `recbole-meta multitask {name}`; all figures are in `table.json`. NDCG@10, mean",
         "over users with a positive in test, with its 95 % interval (bootstrap over users, whose",
         "values are means over seeds). **Bold**: the champion of its group, named on valid, per",
-        "objective. `>rule`, `>single`: better than that group's champion at Holm-adjusted",
-        "p < .01 (Wilcoxon over users); `<rule`, `<single`: worse.",
+        "objective. `>rule`, `>recbole`, `>single`: better than that group's champion at",
+        "Holm-adjusted p < .01 (Wilcoxon over users); `<rule`, `<single`: worse. Seconds are of",
+        "one fit on one thread, its validations included: the mean over the runs that are judged.",
     ]  # fmt: skip
     for query, title in zip(_QUERIES, ("All pairs", "Novel pairs: unseen under any behaviour")):
         found = {(r["model"], r["metric"]): r for r in rows}
@@ -181,7 +196,7 @@ def _markdown(
             lines.append(f"| published | {other['name']} | {' | '.join(cells)} |")
     lines += [f"\n{other['name']}: {other['note']}" for other in page["published"]]
     lines += ["", "## Settings, chosen on valid", ""]
-    return lines + [line for unit in units for line in _chosen(unit, page)]
+    return lines + [line for unit in units for line in _chosen(unit, page, seconds[unit["row"]])]
 
 
 def rows_of(rows: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -195,21 +210,23 @@ def _cell(row: dict[str, Any]) -> str:
     text = f"{row['mean']:.4f}"
     text = f"**{text}**" if row["champion"] else text
     text += f" [{row['low']:.4f}, {row['high']:.4f}]"
-    for group in ("floor", "rule", "single"):
+    for group in _BASES:
         if row[f"p_{group}"] is not None and row[f"p_{group}"] < 0.01:
             text += f" {'>' if row[f'gain_{group}'] > 0 else '<'}{group}"
     return text
 
 
-def _chosen(unit: dict[str, Any], page: dict[str, Any]) -> list[str]:
-    """How many trials a row had, what was chosen, on which edges of its grid that lies."""
+def _chosen(unit: dict[str, Any], page: dict[str, Any], fit: float) -> list[str]:
+    """How many trials a row had, how long one takes, what was chosen, on which edges of its grid
+    that lies.
+    """
     (entry,) = (entry for entry in page["rows"] if entry["name"] == unit["row"])
     grid = entry.get("grid", {})
     how = "per objective" if unit["choose"] == "each" else "by the mean over objectives"
     seeds = len(unit["seeds"])
     trials = len(unit["trials"])
-    said = f"{trials} trial{'s' * (trials > 1)}, chosen {how}; {seeds} seed{'s' * (seeds > 1)}."
-    lines = [f"- {unit['row']}: {said}"]
+    said = f"{trials} trial{'s' * (trials > 1)}, chosen {how}; {seeds} seed{'s' * (seeds > 1)}"
+    lines = [f"- {unit['row']}: {said}; {fit:.1f} s a fit."]
     if not grid:
         return lines
     for objective, settings in unit["chosen"].items():

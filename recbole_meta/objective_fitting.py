@@ -57,9 +57,13 @@ class ObjectiveFit:
     epochs: int = 0  # of the judged model
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def judge(self, behaviours: Behaviours) -> ObjectiveJudge:
+        """Of test."""
+        return judges(behaviours, train_set(behaviours))["test"]
+
     def test(self, behaviours: Behaviours) -> ObjectiveJudged:
         """Judged on test, by the same model."""
-        judge = judges(behaviours, train_set(behaviours))["test"]
+        judge = self.judge(behaviours)
         start = time.perf_counter()
         self.model.eval()
         judged = judge.judge(self.model.rank, type(self.model).__name__)

@@ -58,11 +58,11 @@ class RowFit:
     epochs: int = 0  # of the judged model
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def test(self, folder: RowSplits) -> RowsJudged:
-        """Judged on test, by the same model."""
+    def test(self, folder: RowSplits, most_users: int | None = None) -> RowsJudged:
+        """Judged on test, by the same model; so many users rank, ~: all."""
         start = time.perf_counter()
         self.model.eval()
-        judged = judge_of(folder, "test", None).judge(self.model)
+        judged = judge_of(folder, "test", most_users).judge(self.model)
         self.seconds["evaluate"] = time.perf_counter() - start
         return judged
 

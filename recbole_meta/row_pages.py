@@ -3,27 +3,35 @@
 A page of ``properties/rows`` names the data set, how its rows are split, which rows stand in the
 table, what each may try, and the metric that chooses on valid. Every trial and every run is a file:
 what has its file, made by the settings and data of today, is not done again. The unit is the user,
-the mean over seeds; every row is compared with the floor and with the single-task model, each the
-best of its group on valid (Wilcoxon over users, Holm over the table).
+the mean over seeds; every row is compared with the floor, RecBole's model and the single-task
+model, each the best of its group on valid (Wilcoxon over users, Holm over the table).
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.choice import choose_model, is_closed_form
+from recbole_meta.compat import recbole_model_names
+from recbole_meta.data.objectives import read_objectives
+from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
 from recbole_meta.errors import SettingError
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 from recbole_meta.fitting import thread_limit
+from recbole_meta.model import row_models
 from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_model
+from recbole_meta.row_recbole import OBJECTIVE, check_ranker_settings, fit_ranker_of_rows
 from recbole_meta.search import digest
 from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
 from recbole_meta.tracking import (
@@ -37,7 +45,7 @@ from recbole_meta.tracking import (
 
 _log = logging.getLogger(__name__)
 _RESAMPLES = 2_000
-_BASES = ("floor", "single")
+_BASES = ("floor", "recbole", "single")
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,9 @@ class Page:
     seeds: tuple[Count, ...]  # of rows that train; the first one searches
     trials: Size
     most_users: Size | None  # who rank on valid; ~: all
+    test_users: Size | None  # who rank on test; ~: all
     choose: str  # the metric that chooses settings on valid
-    shown: tuple[str, ...]  # metrics of the table
+    shown: tuple[str, ...] | None  # metrics of the table; ~: those of the objectives
     rows: tuple[dict[str, Any], ...]
 
 
@@ -70,18 +79,44 @@ def run_rows(
     runs: str | Path = "runs",
     results: str | Path = "results",
     device: str = "cpu",
+    processes: int = 1,
 ) -> list[Path]:
-    """Run what is missing of a page, on one thread, and write its table."""
+    """Run what is missing of a page, a row to a process of one thread, and write its table."""
+    if processes < 1:
+        raise SettingError(f"'processes' must be at least 1, found {processes}.")
     name, page = read_rows_page(name)
+    page = _with_shown(page, data_path)
     folder = open_rows(
         prepare_rows(page.dataset, page.protocol, data_path, prepared_path, page.split_seed)
     )
     rows = _checked(name, page, folder)
     check_writable(Path(runs))
     root = Path(runs) / name
-    with thread_limit(1):
-        finished = [_RowRun(page, row, folder, root, device).run() for row in rows]
+    work = [(page, row, folder.path, root, device) for row in rows]
+    if processes == 1:
+        finished = [_run_row(*each) for each in work]
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            finished = [future.result() for future in [pool.submit(_run_row, *w) for w in work]]
     return _write_table(name, page, finished, Path(results))
+
+
+def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> "Finished":
+    with thread_limit(1):
+        return _RowRun(page, row, open_rows(place), root, device).run()
+
+
+def _with_shown(page: Page, data_path: str) -> Page:
+    """With the metrics that the data set's objectives name, where the page names none."""
+    if page.shown is not None:
+        return page
+    objectives = read_objectives(page.dataset, find_dataset(page.dataset, data_path))
+    shown = tuple(f"{name}/{m}" for name, one in objectives.items() for m in one.metrics)
+    if not shown:
+        raise SettingError(
+            f"The page has no 'shown' and no objective of '{page.dataset}' has 'metrics': name one."
+        )
+    return replace(page, shown=shown)
 
 
 def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
@@ -99,8 +134,28 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
         if row.ranges():
             raise SettingError(f"{where}: '{row.ranges()[0]}' is a range: name the values to try.")
         for trial in row.trials(page.trials):
-            check_row_settings(row.model, trial, folder)
+            _settings(row.model, trial, folder)
     return rows
+
+
+def _of_rows(model: str) -> bool:
+    """Whether it is a model of rows of ours; else it is one of RecBole's that ranks."""
+    if model not in row_models() and model not in recbole_model_names():
+        row_model(model)
+    return model in row_models()
+
+
+def _settings(model: str, given: Settings, folder: RowSplits) -> Settings:
+    """All settings of a model, refused where they cannot be."""
+    check = check_row_settings if _of_rows(model) else check_ranker_settings
+    return check(model, given, folder)
+
+
+def _trains(model: str, trial: Settings) -> bool:
+    """Whether seeds matter: a closed form has one."""
+    if not _of_rows(model):
+        return not is_closed_form(choose_model(model))
+    return bool((load_properties("model", model) | trial)["epochs"])
 
 
 class _RowRun:
@@ -110,37 +165,51 @@ class _RowRun:
         self.page, self.row, self.folder, self.device = page, row, folder, device
         self.root = root / slug(row.name)
         self.trials = row.trials(page.trials)
-        trains = (load_properties("model", row.model) | self.trials[0])["epochs"] > 0
-        self.seeds = page.seeds if trains else page.seeds[:1]
-        self._kept: tuple[float, str, RowFit] | None = None  # the best of the search so far
+        self.seeds = page.seeds if _trains(row.model, self.trials[0]) else page.seeds[:1]
+        self.kept: tuple[Settings, RowFit] | None = None  # of the best trial that was made just now
 
     def run(self) -> "Finished":
         """What the table needs of the row."""
         best = self.trials[0]
         if len(self.trials) > 1:
-            sign = direction(self.page.choose)
-            best = max(self.trials, key=lambda trial: sign * self._chosen_by(trial))
+            best = self._search()
         places = [self._test(best, seed) for seed in self.seeds]
-        group = row_model(self.row.model).group
+        group = row_model(self.row.model).group if _of_rows(self.row.model) else "recbole"
         return Finished(self.row.name, group, len(self.trials), best, places)
+
+    def _search(self) -> Settings:
+        """The best trial; its fit is kept for its test, of the others none."""
+        best, top = self.trials[0], -np.inf
+        for trial in self.trials:
+            kept = self.kept
+            if (score := self._score(trial)) > top:
+                best, top = trial, score
+            else:
+                self.kept = kept
+        return best
+
+    def _score(self, trial: Settings) -> float:
+        """On valid, bigger is better: by the page, or by the one objective that the row ranks."""
+        means, metric = self._trial(trial), self.page.choose
+        if metric not in means:
+            metric = f"{trial[OBJECTIVE]}/ndcg@10"
+        if means[metric] is None or np.isnan(means[metric]):  # null in the file
+            raise SettingError(f"'choose': '{metric}' has no value on valid.")
+        return direction(metric) * means[metric]
 
     def _wanted(self, settings: Settings, seed: int) -> dict[str, Any]:
         """What a fit depends on."""
-        used = check_row_settings(self.row.model, settings, self.folder)
+        used = _settings(self.row.model, settings, self.folder)
         return {
             "sha256": self.folder.sha256, "model": self.row.model, "seed": seed,
             "config": json.loads(json.dumps(used)), "most_users": self.page.most_users,
+            "test_users": self.page.test_users,
         }  # fmt: skip
 
     def _fit(self, settings: Settings, seed: int) -> RowFit:
         most = self.page.most_users
-        return fit_rows(self.row.model, self.folder, seed, settings, self.device, most)
-
-    def _chosen_by(self, settings: Settings) -> float:
-        value = self._trial(settings)[self.page.choose]
-        if value is None or np.isnan(value):  # null in the file
-            raise SettingError(f"'choose': '{self.page.choose}' has no value on valid.")
-        return value
+        fit = fit_rows if _of_rows(self.row.model) else fit_ranker_of_rows
+        return fit(self.row.model, self.folder, seed, settings, self.device, most)
 
     def _trial(self, settings: Settings) -> dict[str, float]:
         """The means on valid with these settings."""
@@ -149,13 +218,11 @@ class _RowRun:
         found = _read(file)
         if found | wanted != found:
             fit = self._fit(settings, self.seeds[0])
+            self.kept = settings, fit
             found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json_text(found).encode())
-            value = direction(self.page.choose) * found["valid"][self.page.choose]
-            if self._kept is None or value > self._kept[0]:
-                self._kept = value, digest(settings), fit
-            _log.info("%s, %s: %s", self.row.name, settings, found["valid"][self.page.choose])
+            _log.info("%s, %s: %s", self.row.name, settings, found["valid"].get(self.page.choose))
         return dict(found["valid"])
 
     def _test(self, settings: Settings, seed: int) -> Path:
@@ -165,10 +232,9 @@ class _RowRun:
         found = _read(place / "result.json")
         if found | wanted == found and (place / "tasks.npz").is_file():
             return place
-        kept = self._kept if seed == self.seeds[0] else None
-        same = kept is not None and kept[1] == digest(settings)
-        fit = kept[2] if kept is not None and same else self._fit(settings, seed)
-        judged = fit.test(self.folder)
+        mine = self.kept is not None and self.kept[0] == settings and seed == self.seeds[0]
+        fit = self.kept[1] if mine and self.kept else self._fit(settings, seed)
+        judged = fit.test(self.folder, self.page.test_users)
         result = wanted | {
             "metrics": judged.means(), "valid_metrics": fit.valid.means(), "seconds": fit.seconds,
             "epochs": fit.epochs, "history": fit.history,
@@ -179,7 +245,7 @@ class _RowRun:
         (place / "result.json").unlink(missing_ok=True)  # no old result beside new tasks
         write_atomically(place / "tasks.npz", npz_bytes(judged.to_npz()))
         write_atomically(place / "result.json", json_text(result).encode())
-        _log.info("%s, seed %s: %s", self.row.name, seed, result["metrics"][self.page.choose])
+        _log.info("%s, seed %s: %s", self.row.name, seed, result["metrics"].get(self.page.choose))
         return place
 
 
@@ -213,6 +279,10 @@ class Finished:
             return None
         return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
 
+    def has(self, metric: str) -> bool:
+        """Whether the row is judged by it: a model of RecBole's ranks for one objective alone."""
+        return metric in self.results[0]["metrics"]
+
     def mean(self, metric: str, split: str = "metrics") -> float:
         """The mean over seeds; nan where there is none, null in the file."""
         found = [result[split][metric] for result in self.results]
@@ -241,10 +311,10 @@ def _cells(page: Page, metric: str, rows: list[Finished]) -> list[dict[str, Any]
     best = {
         base: max(here, key=lambda row: sign * row.mean(metric, "valid_metrics"))
         for base in _BASES
-        if (here := [row for row in rows if row.group == base])
+        if (here := [row for row in rows if row.group == base and row.has(metric)])
     }
     found = []
-    for row in rows:
+    for row in (each for each in rows if each.has(metric)):
         values = row.values(metric)
         mean = row.mean(metric)
         cell: dict[str, Any] = {
@@ -286,14 +356,15 @@ def _markdown(
         f"Made by `recbole-meta rows {name}`; all figures are in `table.json`. Means on test over",
         "users, whose values are means over seeds (`pooled_auc`, `calibration_error` and `ratio`:",
         f"over all rows). Settings and epochs are chosen on valid, settings by {page.choose}. In",
-        "brackets the gain over the best single-task model on valid, paired over users; `>`, `<`:",
-        "better, worse than it at Holm-adjusted p < .01 (Wilcoxon).",
+        "brackets the gain over the best single-task model on valid, paired over users; `>single`,",
+        "`<single`: better, worse than it at Holm-adjusted p < .01 (Wilcoxon), and so of the floor",
+        "and the best model of RecBole's, which learns the positives of one objective alone.",
         "", "| group | model | " + " | ".join(page.shown) + " |",
         "|---" * (len(page.shown) + 2) + "|",
     ]  # fmt: skip
     found = {(cell["model"], cell["metric"]): cell for cell in cells}
     for row in rows:
-        shown = [_shown(found[row.name, metric]) for metric in page.shown]
+        shown = [_shown(found.get((row.name, metric))) for metric in page.shown]
         lines.append(f"| {row.group} | {row.name} | {' | '.join(shown)} |")
     lines += ["", "## Settings, chosen on valid", ""]
     for row in rows:
@@ -306,13 +377,15 @@ def _markdown(
     return lines
 
 
-def _shown(cell: dict[str, Any]) -> str:
+def _shown(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
     if cell["mean"] is None:
         return "-"
     text = f"{cell['mean']:.4f}"
-    if cell["gain_single"] is None:
-        return text
-    text += f" ({cell['gain_single']:+.4f})"
-    if cell["p_single"] < 0.01:
-        text += " >" if cell["gain_single"] > 0 else " <"
+    if cell["gain_single"] is not None:
+        text += f" ({cell['gain_single']:+.4f})"
+    for base in _BASES:
+        if cell[f"p_{base}"] is not None and cell[f"p_{base}"] < 0.01:
+            text += f" {'>' if cell[f'gain_{base}'] > 0 else '<'}{base}"
     return text

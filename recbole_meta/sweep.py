@@ -258,7 +258,8 @@ def run_benchmark(
     check_minutes(minutes)
     limits = Limits(processes, minutes, memory)
     benchmark = read_benchmark(name)
-    find_dataset(benchmark.dataset, data_path)
+    for dataset in {judging.dataset for judging in benchmark.settings}:
+        find_dataset(dataset, data_path)
     check_writable(Path(runs))
     since = time.time()
     arguments = (name, data_path, prepared_path, str(runs), since, limits)

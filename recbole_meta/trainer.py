@@ -5,6 +5,7 @@ trainer.
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import recbole.trainer
@@ -12,6 +13,7 @@ import torch
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
+from recbole_meta.averaging import MovingAverage
 from recbole_meta.balancing import Balancer, make_balancer
 from recbole_meta.checkpoint import Checkpoints, generators, set_generators
 from recbole_meta.errors import DataError
@@ -33,6 +35,7 @@ class Trainer(recbole.trainer.Trainer):
     stop_after: int | None = None  # epochs, where they were chosen before; the last one is kept
     after_epoch: Callable[[dict[str, float]], None] | None = None
     balancer: Balancer | None = None  # of the losses of a model that has several
+    average: MovingAverage | None = None  # of the parameters; what is judged, where there is one
     held_out: Any = None  # an Interaction of labelled rows that a balancer may learn from
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -46,6 +49,8 @@ class Trainer(recbole.trainer.Trainer):
         if self.optimizer is not None:
             if config["balancer"] is not None:
                 self.balancer = self._make_balancer(config, model)
+            if config["average"]:
+                self.average = MovingAverage(model.parameters(), config["average"])
             self.schedule = LambdaLR(self.optimizer, _rate(config["schedule"], self.epochs))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
 
@@ -73,6 +78,8 @@ class Trainer(recbole.trainer.Trainer):
             self._resume(train_data)
             while not self._is_over():
                 self._one_epoch(train_data)
+            if self._best is None and self.average is not None:
+                self.average.exchange()
             if self._best is None and self.checkpoints is not None:
                 self.checkpoints.write(
                     "best", {"epoch": self.best_epoch, "model": self.model.state_dict()}
@@ -99,14 +106,14 @@ class Trainer(recbole.trainer.Trainer):
         entry = {"epoch": epoch, "loss": self._train_epoch(train_data, epoch)}
         assert self.schedule is not None
         self.schedule.step()
-        if self.validate is not None and epoch % self.eval_step == 0:
-            self.model.eval()
-            entry["valid"] = self.validate()
-        self.history.append(entry)
         if self.validate is None:
             self.best_epoch = epoch  # nothing chooses: the last one
-        elif "valid" in entry:
-            self._compare(epoch, entry["valid"])
+        elif epoch % self.eval_step == 0:
+            self.model.eval()
+            with nullcontext() if self.average is None else self.average.inside():
+                entry["valid"] = self.validate()
+                self._compare(epoch, entry["valid"])
+        self.history.append(entry)
         if self.checkpoints is not None:
             self.checkpoints.write("last", self._state(train_data))
         if self.after_epoch is not None:
@@ -143,6 +150,8 @@ class Trainer(recbole.trainer.Trainer):
                 clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average is not None:
+                self.average.update()
             if self.balancer is not None:
                 self.balancer.after_step(interaction)
             total, batches = total + loss.item(), number
@@ -181,6 +190,7 @@ class Trainer(recbole.trainer.Trainer):
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "generators": generators(),
             "loader": train_data.state_dict(),
             "history": self.history,
@@ -199,6 +209,8 @@ class Trainer(recbole.trainer.Trainer):
         self.scaler.load_state_dict(state["scaler"])
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         train_data.load_state_dict(state["loader"])
         self.history = state["history"]
         self.best_epoch, self.best_score, self.waited = state["best"]

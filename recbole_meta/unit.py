@@ -46,13 +46,8 @@ class Site:
 
     def _prepare(self, judging: Judging, split: int) -> Path:
         protocol = read_protocol(judging.protocol, **(judging.changed | {"split": split}))
-        return prepare(
-            self.benchmark.dataset,
-            protocol,
-            judging.protocol,
-            self.data_path,
-            self.prepared_path,
-        )
+        where = self.data_path, self.prepared_path
+        return prepare(judging.dataset, protocol, judging.protocol, *where)
 
 
 @dataclass(frozen=True)

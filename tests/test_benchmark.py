@@ -119,7 +119,7 @@ def results_of(folder: Path) -> dict[str, tuple]:
 
 def test_a_benchmark_is_named_by_its_file(tmp_path):
     found = read_benchmark(write(tmp_path, PAGE, "mine"))
-    assert (found.name, found.dataset, found.seed) == ("mine", "tiny", 3)
+    assert (found.name, found.settings[0].dataset, found.seed) == ("mine", "tiny", 3)
     assert [row.name for row in found.rows] == ["Pop", "PriorRidge on QueryPop"]
     assert found.settings[0].splits == (0, 1) and found.settings[0].trained_from == "time"
     assert read_benchmark("foundation").name == "foundation"
@@ -168,6 +168,22 @@ BAD = [
     (one("search", setting="tmie"), "no entry 'tmie'. Did you mean 'time'"),
     (one("search", shots=7), "'time' is not judged at 7 shots, only at 0, 2"),
     (one("setting", trained_from="tmie"), "no entry 'tmie'"),
+    (one("setting", dataset=3), "'dataset' must be of type str, found 3"),
+    (
+        changed(
+            settings=[*PAGE["settings"], PAGE["settings"][0] | {"name": "b", "dataset": "other"}]
+        ),
+        "has no search for other, order 'time'",
+    ),
+    (
+        changed(
+            settings=[
+                *PAGE["settings"],
+                PAGE["settings"][0] | {"name": "b", "dataset": "other", "trained_from": "time"},
+            ]
+        ),
+        "'b' is of other, and 'trained_from' names 'time', which is of tiny",
+    ),
     (one("setting", protocol="user_cold_curv"), "Did you mean 'user_cold_curve'"),
     (one("setting", splits=[0, 9]), "'split' must be below folds"),
     (one("setting", changed={"shot": [1]}), "Did you mean 'shots'"),
@@ -209,6 +225,37 @@ BAD = [
 def test_a_file_is_checked_before_any_work(tmp_path, page, message):
     with pytest.raises(SettingError, match=re.escape(message)):
         read_benchmark(write(tmp_path, page))
+
+
+def test_a_page_of_two_data_sets_is_their_pages_side_by_side(tmp_path, sample_path, done):
+    data = tmp_path / "data"
+    for name in ("tiny", "less"):  # less: without the rows of every fifth user
+        (data / name).mkdir(parents=True)
+        for kind in ("inter", "item", "user"):
+            lines = (sample_path / "tiny" / f"tiny.{kind}").read_text("utf-8").splitlines(True)
+            if (name, kind) == ("less", "inter"):
+                lines = [line for line in lines if not line.split("\t")[0].endswith(("0", "5"))]
+            (data / name / f"{name}.{kind}").write_text("".join(lines), "utf-8")
+        page = ROOT / "properties" / "dataset" / "tiny.yaml"
+        (data / name / f"{name}.yaml").write_bytes(page.read_bytes())
+    entry, search = PAGE["settings"][0], PAGE["trained"]["searches"][0]
+    other, its = entry | {"name": "less", "dataset": "less"}, search | {"setting": "less"}
+    alone = changed(dataset="less", settings=[other],
+                    trained=PAGE["trained"] | {"searches": [its]})  # fmt: skip
+    both = changed(settings=[entry, other], trained=PAGE["trained"] | {"searches": [search, its]})
+    for name, page in (("alone", alone), ("both", both)):
+        file = write(tmp_path, page, name)
+        run_benchmark(file, str(data), str(tmp_path / "prepared"), tmp_path / "runs")
+    found, less = (results_of(tmp_path / "runs" / name) for name in ("both", "alone"))
+    tiny = results_of(done)
+    assert set(found) == {*less, *tiny} and set(less).isdisjoint(tiny)
+    for name, (result, arrays) in found.items():
+        theirs = less if name in less else tiny
+        assert result["dataset"] == ("less" if name in less else "tiny")
+        assert result["metrics"] == theirs[name][0]["metrics"] and arrays == theirs[name][1]
+    table, _ = benchmark_table(file, tmp_path / "runs", tmp_path)
+    rows = json.loads(table.read_text("utf-8"))
+    assert {row["dataset"] for row in rows} == {"tiny", "less"}
 
 
 def test_unknown_files_data_and_folders(tmp_path, sample_path, prepared_path):

@@ -29,6 +29,11 @@ rows:
     choose: each
     fixed: {target: own}
     grid: {reg_weight: [1.0, 10.0, 100.0], copy: [0.0, 0.5]}
+  - name: VAE
+    model: MultiVAE
+    choose: each
+    fixed: {epochs: 2, latent_dimension: 4, mlp_hidden_size: [4]}
+    grid: {behaviour: [purchase, click, cart], learning_rate: [0.001, 0.01]}
   - name: One each
     model: MTA
     group: single
@@ -93,11 +98,26 @@ def test_one_model_has_one_choice_by_the_mean(ran):
         assert len(set(by_objective.values())) == 1
 
 
+def test_a_model_of_one_behaviour_is_chosen_among_those_of_the_behaviour(ran):
+    folder, _ = ran
+    found = unit(folder, "VAE")
+    assert len(found["trials"]) == 6 and list(found["runs"]) == ["1", "2"]
+    for objective, chosen in found["chosen"].items():
+        own = [n for n, trial in enumerate(found["trials"]) if trial["behaviour"] == objective]
+        best = max(own, key=lambda n: found["scores"][n][f"{objective}/ndcg@10"])
+        assert chosen == found["trials"][best]
+        run = folder / "runs" / "table" / found["runs"]["2"][objective]
+        with np.load(run / "tasks.npz") as arrays:
+            assert {name.split("/")[0] for name in arrays.files} == {objective}
+    mine = [row for row in rows(folder) if row["model"] == "VAE"]
+    assert {row["group"] for row in mine} == {"recbole"}
+
+
 def test_the_table_says_what_the_runs_say(ran):
     folder, _ = ran
     root = folder / "runs" / "table"
     table = {(row["model"], row["metric"]): row for row in rows(folder)}
-    assert len(table) == len(rows(folder)) == 5 * 3 * 4
+    assert len(table) == len(rows(folder)) == 6 * 3 * 4
     for name in ("MTA", "Pop"):
         runs = unit(folder, name)["runs"]
         for metric in ("cart/ndcg@10", "purchase/ndcg@10/novel"):
@@ -130,6 +150,9 @@ def test_gains_are_over_lower_groups_champions(ran):
     rule = mine["EASE per target"]
     assert mine["MTA"]["gain_rule"] == pytest.approx(mine["MTA"]["mean"] - rule["mean"], abs=2e-4)
     assert mine["MTA"]["p_single"] is not None and rule["gain_rule"] is rule["gain_single"] is None
+    assert mine["MTA"]["gain_recbole"] == pytest.approx(
+        mine["MTA"]["mean"] - mine["VAE"]["mean"], abs=2e-4
+    )
     assert mine["Pop"]["gain_floor"] is None and 0 <= rule["p_floor"] <= 1
 
 
@@ -139,11 +162,15 @@ def test_the_page_shows_rows_slices_and_what_others_published(ran):
     assert "| published | Other | 0.5000 | 0.4000 | 0.3000 |" in text
     assert text.count("| ours | MTA |") == 2 and "Novel pairs" in text
     assert "- EASE per target: 6 trials, chosen per objective" in text
+    results = (folder / "runs" / "table" / "MTA").glob("seed*/result.json")
+    fits = [json.loads(file.read_text("utf-8"))["seconds"]["fit"] for file in results]
+    assert f"2 seeds; {np.mean(fits):.1f} s a fit." in text and len(fits) == 2
 
 
 def test_nothing_is_done_twice(ran, monkeypatch):
     folder, page = ran
-    monkeypatch.setattr(module, "fit_objectives", lambda *_: pytest.fail("fitted again"))
+    for fit in ("fit_objectives", "fit_behaviour"):
+        monkeypatch.setattr(module, fit, lambda *_: pytest.fail("fitted again"))
     run_multitask(str(page), folder, folder / "prepared", folder / "runs")
 
 
@@ -205,6 +232,11 @@ REFUSED = [
     ("learning_rate: [0.001, 0.02]", "learning_rate: [0.0]", "must be above 0"),
     ("learning_rate: [0.001, 0.02]", "learning_rate: {low: 0.001, high: 0.02}", "is a range"),
     ("click/ndcg@10]", "clik/ndcg@10]", "Did you mean 'click/ndcg@10'"),
+    ("behaviour: [purchase, click, cart]", "behaviour: [purchase, click]", "learns 'cart'"),
+    ("behaviour: [purchase, click, cart]", "behaviour: [purchase, clik]", "Did you mean 'click'"),
+    ("behaviour: [purchase, click, cart], ", "", "'behaviour' is None"),
+    ("model: MultiVAE\n    choose: each", "model: MultiVAE\n    choose: mean", "must be each"),
+    ("model: MultiVAE", "model: MultVAE", "Did you mean 'MultiVAE'"),
     ("trials: 6", "trials: 0", "'trials' must be at least 1"),
 ]
 

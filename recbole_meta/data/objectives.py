@@ -37,6 +37,7 @@ class Objective:
     type: str  # binary: observed or not | regression | distribution
     given: str | None = None  # another one, binary: only rows whose label there is 1 are judged
     weight: float = 1.0  # of its loss
+    metrics: tuple[str, ...] = ()  # that a table of rows shows of it, where its page names none
 
 
 Objectives = dict[str, Objective]
@@ -68,7 +69,7 @@ def objectives_of(values: Any, where: str) -> Objectives:
         _check_name(name, about)
         if not isinstance(entry, dict):
             raise SettingError(f"{about} must be 'label' and 'type', found {entry!r}.")
-        default = {"given": None, "weight": 1.0}
+        default: dict[str, Any] = {"given": None, "weight": 1.0, "metrics": []}
         found[name] = objective = read_settings(Objective, {**default, **entry}, about)
         _check(objective, about)
     labels = [objective.label for objective in found.values()]
@@ -84,6 +85,8 @@ def only_behaviours(objectives: Objectives, where: str) -> Objectives:
     """Refuse what splits with one column per behaviour cannot hold."""
     for name, objective in objectives.items():
         about = f"{where}, objective '{name}'"
+        if objective.metrics:
+            raise SettingError(f"{about}: 'metrics' are of rows; full rankings have their own.")
         if objective.type != "binary" or objective.given is not None:
             raise SettingError(
                 f"{about}: full rankings have behaviours, binary and not 'given' one another; "
@@ -100,7 +103,7 @@ def only_behaviours(objectives: Objectives, where: str) -> Objectives:
 
 
 def described(objectives: Objectives) -> dict[str, dict[str, Any]]:
-    """As a page says it: what is left at its default is not said."""
+    """As a page says what it is: not what is left at its default, nor what is shown of it."""
     found: dict[str, dict[str, Any]] = {}
     for name, objective in objectives.items():
         found[name] = {"label": objective.label, "type": objective.type}

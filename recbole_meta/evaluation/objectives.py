@@ -86,7 +86,9 @@ def check_metric(name: str, objectives: tuple[str, ...], where: str) -> None:
 
 
 class ObjectiveJudge:
-    """Ranks for every objective the users of one split who have a positive of it."""
+    """Ranks for every objective, or for those named, the users of one split who have a positive
+    of it.
+    """
 
     def __init__(
         self,
@@ -94,13 +96,14 @@ class ObjectiveJudge:
         split: str,
         dataset: Dataset,
         queries: tuple[str, ...] = (ALL, NOVEL),
+        objectives: tuple[str, ...] | None = None,
     ) -> None:
         self.users = dataset.field2token_id[dataset.uid_field]
         self.items = dataset.field2token_id[dataset.iid_field]
         item_token = np.array(dataset.field2id_token[dataset.iid_field])
         self.judged = {
             name: _One(self, behaviours, split, name, item_token, queries)
-            for name in behaviours.objectives
+            for name in (behaviours.objectives if objectives is None else objectives)
         }
 
     def judge(self, rank: Rank, model: str) -> ObjectiveJudged:

@@ -87,7 +87,7 @@ class RowsJudged:
 
 
 class RowJudge:
-    """Judges one split; ``most_users`` (by token) rank, ~: all."""
+    """Judges one split; ``most_users``, evenly spaced by token, rank, ~: all."""
 
     def __init__(
         self, folder: RowSplits, split: str, dataset: Dataset, most_users: int | None = None
@@ -117,7 +117,9 @@ class RowJudge:
         self, name: str, items: npt.NDArray[Any], most: int | None
     ) -> tuple[Ranking, npt.NDArray[np.int64]]:
         positive = (self.rows.labels[name] == 1).numpy()
-        ranked = np.unique(self.task[positive])[:most]
+        ranked = np.unique(self.task[positive])
+        if most is not None and most < len(ranked):
+            ranked = ranked[np.arange(most) * len(ranked) // most]
         place = np.full(len(self.users), -1)
         place[ranked] = np.arange(len(ranked))
         row, item = rows_of((self.task[positive], self.rows.item[positive]), place)
@@ -141,8 +143,15 @@ class RowJudge:
                 raise DataError(f"{type(model).__name__} says NaN or infinity of '{name}'.")
             self._values(name, said, values, pooled)
         if rankings:
-            self._ranks(model, values)
+            self._ranks(model, values, tuple(self.rankings))
         return RowsJudged(self.users, values, pooled)
+
+    @torch.no_grad()
+    def judge_ranking(self, model: Any, objective: str) -> RowsJudged:
+        """A model with ``rank_all`` alone, by the rankings of one binary objective."""
+        values: dict[str, Floats] = {}
+        self._ranks(model, values, (objective,))
+        return RowsJudged(self.users, values, {})
 
     def _values(
         self, name: str, said: Floats, values: dict[str, Floats], pooled: dict[str, float]
@@ -166,16 +175,17 @@ class RowJudge:
         if kind == "binary":
             pooled |= {f"{name}/{key}": figure for key, figure in calibration(label, said).items()}
 
-    def _ranks(self, model: Any, values: dict[str, Floats]) -> None:
-        """Every user once, by all objectives under which somebody is ranked."""
-        chosen = [ranked for _, ranked in self.rankings.values()]
+    def _ranks(self, model: Any, values: dict[str, Floats], names: tuple[str, ...]) -> None:
+        """Every user once, by those of these objectives under which somebody is ranked."""
+        chosen = [self.rankings[name][1] for name in names]
         everyone = np.unique(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
         for start in range(0, len(everyone), _USERS):
             task = everyone[start : start + _USERS]
             users = torch.from_numpy(self.ids[task]).to(model.device)
-            for name, scores in model.rank_all(users, list(self.rankings)).items():
+            for name, scores in model.rank_all(users, names).items():
                 self._collect(name, task, scores.cpu(), type(model).__name__)
-        for name, (ranking, ranked) in self.rankings.items():
+        for name in names:
+            ranking, ranked = self.rankings[name]
             for metric, found in ranking.metrics()[name].items():
                 full = np.full(len(self.users), np.nan)
                 full[ranked] = found

@@ -62,8 +62,12 @@ class RowRecommender(GeneralRecommender):
     def prepare(self, train_data: Any) -> None:
         """Fit what has a closed form, once, before the first epoch."""
 
-    def outputs(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """Per objective of each row: a logit [B], a value [B] or logits of categories [B, C]."""
+    def outputs(
+        self, users: Tensor, items: Tensor, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Of each of these objectives (~: all), per row: a logit [B], a value [B] or logits of
+        categories [B, C].
+        """
         raise NotImplementedError(f"{type(self).__name__} must define outputs(users, items).")
 
     def expected(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
@@ -135,7 +139,8 @@ class RowRecommender(GeneralRecommender):
         """Scores [B, I] of the catalogue for these users, by RecBole's ids."""
         users = users.to(self.device)
         if self.objectives[objective].type == "distribution":
-            of_user = self.inside(self.outputs(users, torch.zeros_like(users)))[objective]  # [B, C]
+            said = self.outputs(users, torch.zeros_like(users), [objective])
+            of_user = self.inside(said)[objective]  # [B, C]
             return of_user @ self.get_buffer(f"categories_{objective}").T
         return self.rank_all(users, [objective])[objective]
 
@@ -150,7 +155,8 @@ class RowRecommender(GeneralRecommender):
     def _rank(self, users: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         items = torch.arange(self.n_items, device=users.device)
         rows = users.repeat_interleave(self.n_items), items.repeat(len(users))
-        outputs = self.outputs(*rows)
+        chains = {each for name in names for each in self.chain(name)}
+        outputs = self.outputs(*rows, [name for name in self.objectives if name in chains])
         found = {}
         for name in names:
             of_rows = self.objectives[name].type == "regression"

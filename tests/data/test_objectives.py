@@ -65,6 +65,7 @@ BEHAVIOURS = [
     ({"buy": {"label": "b", "type": "binary", "given": "own"},
       "own": {"label": "c", "type": "binary"}}, "full rankings have behaviours"),
     ({"buy": {"label": "rating >= 4", "type": "binary"}}, "no name of a column"),
+    ({"buy": {"label": "b", "type": "binary", "metrics": ["auc"]}}, "'metrics' are of rows"),
 ]  # fmt: skip
 
 

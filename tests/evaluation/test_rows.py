@@ -197,3 +197,14 @@ def test_the_page_of_ml_100k_has_objectives_of_each_kind():
     found = load_properties("dataset", "ml-100k")["objectives"]
     kinds = {entry["type"] for entry in found.values()}
     assert kinds == {"binary", "regression", "distribution"}
+
+
+def test_where_not_all_rank_every_nth_does_by_token(splits, judged):
+    whole, model, dataset = judged
+    few = RowJudge(splits, "test", dataset, 5).judge(model)
+    found, all_of = (each.values["like/ndcg@10"] for each in (few, whole))
+    able = np.flatnonzero(~np.isnan(all_of))
+    ranked = np.flatnonzero(~np.isnan(found))
+    assert list(ranked) == [able[n * len(able) // 5] for n in range(5)]
+    assert (found[ranked] == all_of[ranked]).all()
+    np.testing.assert_array_equal(few.values["rating/mae"], whole.values["rating/mae"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_meta.compat import contained
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.model.multitask.mta import MTA, divergence
 from recbole_meta.objective_fitting import (
     check_objective_settings,
@@ -290,3 +290,8 @@ AT_ODDS = [
 def test_settings_at_odds_are_refused(shop, settings, said):
     with pytest.raises(SettingError, match=said):
         built(shop, **settings)
+
+
+def test_a_training_that_diverges_is_stopped_and_named(shop):
+    with pytest.raises(DataError, match=r"MTA: the loss is (nan|inf) in epoch \d+, batch \d+"):
+        fit_objectives("MTA", shop, 1, SMALL | {"learning_rate": 1e30})

@@ -87,6 +87,32 @@ def test_rows_do_not_see_each_other(name, make_rows_model):
 
 
 @each_trained
+def test_some_objectives_alone_are_as_among_all(name, make_rows_model):
+    model, rows = make_rows_model(name, MIXED, TASTE).eval(), batch()
+    users, items = rows["user_id"], rows["item_id"]
+    together = model.outputs(users, items)
+    for names in (["taste"], ["click"], ["click", "buy"]):
+        alone = model.outputs(users, items, names)
+        assert list(alone) == names
+        for key in names:
+            torch.testing.assert_close(alone[key], together[key])
+
+
+def test_the_product_of_the_ids_stands_last_and_says_nothing_of_a_user_alone(make_rows_model):
+    embed = make_rows_model("MMoE", MIXED, TASTE, product=True, embedding_std=0.2).embed
+    users, items = batch()["user_id"], batch()["item_id"]
+    x = embed(users, items)
+    user, item = (side.weights[0] for side in (embed.user, embed.item))
+    d = user.shape[1]
+    assert x.shape == (24, 3 * d) and embed.size == 3 * d
+    for n, (u, i) in enumerate(zip(users.tolist(), items.tolist())):
+        for k in range(d):
+            assert x[n, 2 * d + k].item() == pytest.approx((user[u, k] * item[i, k]).item() / 0.2)
+    assert torch.equal(x[:, :d], user[users]) and torch.equal(x[:, d : 2 * d], item[items])
+    assert not embed(users, items, with_items=False)[:, d:].any()
+
+
+@each_trained
 def test_a_distribution_reads_the_user_alone(name, make_rows_model):
     """Its label is made of items' categories: an item would tell it."""
     model = make_rows_model(name, MIXED, TASTE, item_fields=True)

@@ -38,6 +38,7 @@ class MTASettings(TrainedObjectiveSettings):
     kl_steps: Count  # batches over which beta rises to it
     sampled_items: Size | None  # drawn for the softmax beside a batch's targets; ~: all items
     copy: dict[str, Weight]  # c of an objective, on a user's own items; 0 where one is not named
+    average: Share  # decay of the moving average of all weights, which is judged; 0: the last ones
 
 
 class Entries(NamedTuple):
@@ -67,7 +68,9 @@ class MTA(ObjectiveRecommender):
     is per target of all. What differs from BVAE: :math:`W_b`, so that behaviours differ without
     noise; gates that are a softmax over behaviours; fixed weights; an item is dropped under all
     behaviours at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
-    :math:`c_t`, read when ranking only. ``inputs: own`` leaves each objective its own behaviour and
+    :math:`c_t`, read when ranking only; what is judged may be a moving average of all weights over
+    the steps (``MovingAverage``), since what the objectives need is learned at different times.
+    ``inputs: own`` leaves each objective its own behaviour and
     space: K autoencoders of one behaviour each.
     """
 

@@ -60,9 +60,10 @@ class ObjectiveRate(RowRecommender):
     def _keep(self, name: str, value) -> None:
         self.register_buffer(name, torch.as_tensor(value, dtype=torch.get_default_dtype()))
 
-    def outputs(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+    def outputs(self, users: Tensor, items: Tensor, names=None) -> dict[str, Tensor]:
         found = {}
-        for name, objective in self.objectives.items():
+        for name in self.objectives if names is None else names:
+            objective = self.objectives[name]
             if objective.type == "distribution":
                 found[name] = self.get_buffer(f"share_{name}")[users].clamp(min=1e-6).log()
                 continue

@@ -68,7 +68,7 @@ class SingleTask(MultiTaskRecommender):
                     f"SingleTask: 'match_settings' has '{name}', which {s.match} has not. "
                     f"{nearest(name, page)}"
                 )
-        same = ("embedding_size", "embedding_std", "user_fields", "item_fields")
+        same = ("embedding_size", "embedding_std", "user_fields", "item_fields", "product")
         values = page | {name: getattr(s, name) for name in same} | s.match_settings
         with torch.random.fork_rng(devices=[]):
             return count(kinds[s.match](_Over(config, values), dataset))
