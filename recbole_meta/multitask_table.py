@@ -45,8 +45,9 @@ class Cell:
         return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
 
     def mean_of(self, metric: str, split: str = "metrics") -> list[float]:
-        """The mean over users of each seed."""
-        return [float(result[split][metric]) for result in self.results]
+        """The mean over users of each seed; nan where nobody is judged, null in the file."""
+        found = [result[split][metric] for result in self.results]
+        return [np.nan if value is None else float(value) for value in found]
 
 
 def multitask_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
@@ -204,6 +205,8 @@ def rows_of(rows: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]
 
 
 def _cell(row: dict[str, Any]) -> str:
+    if row["mean"] is None:  # nobody is judged
+        return "-"
     text = f"{row['mean']:.4f}"
     text = f"**{text}**" if row["champion"] else text
     text += f" [{row['low']:.4f}, {row['high']:.4f}]"

@@ -193,7 +193,7 @@ class _RowRun:
         means, metric = self._trial(trial), self.page.choose
         if metric not in means:
             metric = f"{trial[OBJECTIVE]}/ndcg@10"
-        if np.isnan(means[metric]):
+        if means[metric] is None or np.isnan(means[metric]):  # null in the file
             raise SettingError(f"'choose': '{metric}' has no value on valid.")
         return direction(metric) * means[metric]
 
@@ -272,8 +272,10 @@ class Finished:
                 self.arrays.append({key: file[key] for key in file.files})
 
     def values(self, metric: str) -> "np.ndarray[Any, Any] | None":
-        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once."""
-        if metric not in self.arrays[0]:
+        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once, or
+        none.
+        """
+        if metric not in self.arrays[0] or np.isnan(self.arrays[0][metric]).all():
             return None
         return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
 
@@ -282,8 +284,9 @@ class Finished:
         return metric in self.results[0]["metrics"]
 
     def mean(self, metric: str, split: str = "metrics") -> float:
-        """The mean over seeds."""
-        return float(np.mean([result[split][metric] for result in self.results]))
+        """The mean over seeds; nan where there is none, null in the file."""
+        found = [result[split][metric] for result in self.results]
+        return float(np.mean([np.nan if value is None else value for value in found]))
 
 
 def _write_table(name: str, page: Page, rows: list[Finished], results: Path) -> list[Path]:
@@ -336,9 +339,13 @@ def _cells(page: Page, metric: str, rows: list[Finished]) -> list[dict[str, Any]
             gain = paired_gain(better, worse, resamples=_RESAMPLES)
             cell |= {f"gain_{base}": gain.mean, f"gain_{base}_low": gain.low}
             cell |= {f"gain_{base}_high": gain.high, f"p_{base}": wilcoxon_p(values, theirs)}
-        found.append({k: round(v, 5) if isinstance(v, float) and k[0] != "p" else v
+        found.append({k: _rounded(v) if isinstance(v, float) and k[0] != "p" else v
                       for k, v in cell.items()})  # fmt: skip
     return found
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 5)
 
 
 def _markdown(
@@ -373,6 +380,8 @@ def _markdown(
 def _shown(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
+    if cell["mean"] is None:
+        return "-"
     text = f"{cell['mean']:.4f}"
     if cell["gain_single"] is not None:
         text += f" ({cell['gain_single']:+.4f})"
