@@ -4,12 +4,11 @@ A page of ``properties/rows`` names the data set, how its rows are split, which 
 table, what each may try, and the metric that chooses on valid. Every trial and every run is a file:
 what has its file, made by the settings and data of today, is not done again. The unit is the user,
 the mean over seeds; every row is compared with the floor, RecBole's model and the single-task
-model, each the best of its group on valid (Wilcoxon over users, Holm over the table).
+model, each the best of its group on valid (`row_table`).
 """
 
 import json
 import logging
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -24,14 +23,14 @@ from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.objectives import read_objectives
 from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
-from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
 from recbole_meta.fitting import thread_limit
 from recbole_meta.model import row_models
 from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_model
 from recbole_meta.row_recbole import OBJECTIVE, check_ranker_settings, fit_ranker_of_rows
+from recbole_meta.row_table import Finished, row_table
 from recbole_meta.search import digest
 from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
 from recbole_meta.tracking import (
@@ -44,8 +43,6 @@ from recbole_meta.tracking import (
 )
 
 _log = logging.getLogger(__name__)
-_RESAMPLES = 2_000
-_BASES = ("floor", "recbole", "single")
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class Page:
     test_users: Size | None  # who rank on test; ~: all
     choose: str  # the metric that chooses settings on valid
     shown: tuple[str, ...] | None  # metrics of the table; ~: those of the objectives
+    against: str | None  # a row that the others are compared with, too
     rows: tuple[dict[str, Any], ...]
 
 
@@ -98,10 +96,10 @@ def run_rows(
     else:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             finished = [future.result() for future in [pool.submit(_run_row, *w) for w in work]]
-    return _write_table(name, page, finished, Path(results))
+    return row_table(name, page, finished, Path(results))
 
 
-def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> "Finished":
+def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> Finished:
     with thread_limit(1):
         return _RowRun(page, row, open_rows(place), root, device).run()
 
@@ -130,6 +128,10 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
     if twice or not rows or not page.seeds:
         said = f"'{twice[0]}' stands there twice" if twice else "there are no rows or no seeds"
         raise SettingError(f"{where}: {said}.")
+    if page.against is not None and page.against not in names:
+        raise SettingError(
+            f"{where}: 'against' is '{page.against}'. {nearest(page.against, names)}"
+        )
     for row in rows:
         if row.ranges():
             raise SettingError(f"{where}: '{row.ranges()[0]}' is a range: name the values to try.")
@@ -168,7 +170,7 @@ class _RowRun:
         self.seeds = page.seeds if _trains(row.model, self.trials[0]) else page.seeds[:1]
         self.kept: tuple[Settings, RowFit] | None = None  # of the best trial that was made just now
 
-    def run(self) -> "Finished":
+    def run(self) -> Finished:
         """What the table needs of the row."""
         best = self.trials[0]
         if len(self.trials) > 1:
@@ -256,136 +258,3 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-class Finished:
-    """A row whose runs are there."""
-
-    def __init__(
-        self, name: str, group: str, trials: int, chosen: Settings, places: Sequence[Path]
-    ) -> None:
-        self.name, self.group, self.trials, self.chosen = name, group, trials, chosen
-        self.results = [_read(place / "result.json") for place in places]
-        self.arrays = []
-        for place in places:
-            with np.load(place / "tasks.npz", allow_pickle=False) as file:
-                self.arrays.append({key: file[key] for key in file.files})
-
-    def values(self, metric: str) -> "np.ndarray[Any, Any] | None":
-        """Each user's mean over seeds, [U], nan: not judged; None: a figure of all rows at once, or
-        none.
-        """
-        if metric not in self.arrays[0] or np.isnan(self.arrays[0][metric]).all():
-            return None
-        return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
-
-    def has(self, metric: str) -> bool:
-        """Whether the row is judged by it: a model of RecBole's ranks for one objective alone."""
-        return metric in self.results[0]["metrics"]
-
-    def mean(self, metric: str, split: str = "metrics") -> float:
-        """The mean over seeds; nan where there is none, null in the file."""
-        found = [result[split][metric] for result in self.results]
-        return float(np.mean([np.nan if value is None else value for value in found]))
-
-
-def _write_table(name: str, page: Page, rows: list[Finished], results: Path) -> list[Path]:
-    """``table.json`` and ``table.md``."""
-    cells = [cell for metric in page.shown for cell in _cells(page, metric, rows)]
-    tests = {(n, base): cell[f"p_{base}"] for n, cell in enumerate(cells) for base in _BASES
-             if cell[f"p_{base}"] is not None}  # fmt: skip
-    for (number, base), p in holm(tests).items():
-        cells[number][f"p_{base}"] = float(f"{p:.3g}")
-    folder = results / name
-    folder.mkdir(parents=True, exist_ok=True)
-    table, markdown = folder / "table.json", folder / "table.md"
-    lines = ",\n".join(json.dumps(cell, separators=(",", ":")) for cell in cells)
-    table.write_text(f"[\n{lines}\n]\n", "utf-8")
-    markdown.write_text("\n".join(_markdown(name, page, rows, cells)) + "\n", "utf-8")
-    return [table, markdown]
-
-
-def _cells(page: Page, metric: str, rows: list[Finished]) -> list[dict[str, Any]]:
-    """One metric of every row, beside the best of each base on valid."""
-    sign = direction(metric)
-    best = {
-        base: max(here, key=lambda row: sign * row.mean(metric, "valid_metrics"))
-        for base in _BASES
-        if (here := [row for row in rows if row.group == base and row.has(metric)])
-    }
-    found = []
-    for row in (each for each in rows if each.has(metric)):
-        values = row.values(metric)
-        mean = row.mean(metric)
-        cell: dict[str, Any] = {
-            "dataset": page.dataset, "protocol": page.protocol, "metric": metric,
-            "model": row.name, "group": row.group, "seeds": len(row.results), "mean": mean,
-            "low": None, "high": None, "n_tasks": None,
-            "valid": row.mean(metric, "valid_metrics"),
-        }  # fmt: skip
-        if values is not None:
-            interval = bootstrap_interval(values, resamples=_RESAMPLES)
-            cell |= {"low": interval.low, "high": interval.high,
-                     "n_tasks": int((~np.isnan(values)).sum())}  # fmt: skip
-        for base in _BASES:
-            cell |= dict.fromkeys((f"gain_{base}", f"gain_{base}_low", f"gain_{base}_high",
-                                   f"p_{base}"))  # fmt: skip
-            other = best.get(base)
-            if other is None or other is row or values is None or row.group == "floor":
-                continue
-            theirs = other.values(metric)
-            assert theirs is not None
-            better, worse = (values, theirs) if sign > 0 else (theirs, values)
-            gain = paired_gain(better, worse, resamples=_RESAMPLES)
-            cell |= {f"gain_{base}": gain.mean, f"gain_{base}_low": gain.low}
-            cell |= {f"gain_{base}_high": gain.high, f"p_{base}": wilcoxon_p(values, theirs)}
-        found.append({k: _rounded(v) if isinstance(v, float) and k[0] != "p" else v
-                      for k, v in cell.items()})  # fmt: skip
-    return found
-
-
-def _rounded(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, 5)
-
-
-def _markdown(
-    name: str, page: Page, rows: list[Finished], cells: list[dict[str, Any]]
-) -> list[str]:
-    lines = [
-        f"# {name}", "",
-        f"Made by `recbole-meta rows {name}`; all figures are in `table.json`. Means on test over",
-        "users, whose values are means over seeds (`pooled_auc`, `calibration_error` and `ratio`:",
-        f"over all rows). Settings and epochs are chosen on valid, settings by {page.choose}. In",
-        "brackets the gain over the best single-task model on valid, paired over users; `>single`,",
-        "`<single`: better, worse than it at Holm-adjusted p < .01 (Wilcoxon), and so of the floor",
-        "and the best model of RecBole's, which learns the positives of one objective alone.",
-        "", "| group | model | " + " | ".join(page.shown) + " |",
-        "|---" * (len(page.shown) + 2) + "|",
-    ]  # fmt: skip
-    found = {(cell["model"], cell["metric"]): cell for cell in cells}
-    for row in rows:
-        shown = [_shown(found.get((row.name, metric))) for metric in page.shown]
-        lines.append(f"| {row.group} | {row.name} | {' | '.join(shown)} |")
-    lines += ["", "## Settings, chosen on valid", ""]
-    for row in rows:
-        seconds = np.mean([result["seconds"]["fit"] for result in row.results])
-        lines.append(
-            f"- {row.name}: {row.trials} trial{'s' * (row.trials > 1)}, {len(row.results)} "
-            f"seed{'s' * (len(row.results) > 1)}; {row.chosen}; {row.results[0]['parameters']} "
-            f"parameters; {seconds:.0f} s a training."
-        )
-    return lines
-
-
-def _shown(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return ""
-    if cell["mean"] is None:
-        return "-"
-    text = f"{cell['mean']:.4f}"
-    if cell["gain_single"] is not None:
-        text += f" ({cell['gain_single']:+.4f})"
-    for base in _BASES:
-        if cell[f"p_{base}"] is not None and cell[f"p_{base}"] < 0.01:
-            text += f" {'>' if cell[f'gain_{base}'] > 0 else '<'}{base}"
-    return text

@@ -48,6 +48,7 @@ FLOORS = {
     "multitask_table": 4,
     "row_fitting": 4,
     "row_recbole": 4,
+    "row_table": 4,
     "row_pages": 4,
     "fused": 4,
     "fused_table": 4,

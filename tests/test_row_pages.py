@@ -20,7 +20,7 @@ TRAINED = {"epochs": 2, "train_batch_size": 64, "negatives": 1, "embedding_size"
 PAGE = {
     "dataset": "made", "protocol": "rows_random", "split_seed": 0, "seeds": [1, 2], "trials": 2,
     "most_users": None, "test_users": None, "choose": "like/ndcg@10",
-    "shown": ["like/ndcg@10", "rating/mae", "like/pooled_auc"],
+    "shown": ["like/ndcg@10", "rating/mae", "like/pooled_auc"], "against": None,
     "rows": [
         {"name": "Floor", "model": "ObjectiveRate"},
         {"name": "Single", "model": "SingleTask",
@@ -157,7 +157,23 @@ def test_the_best_fit_of_the_search_is_the_first_seeds_run(folder, tmp_path, mon
     assert again.valid.means() == judged.means()
 
 
+def test_a_row_may_stand_for_all_to_be_compared_with(folder, tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(PAGE | {"against": "Shared"}), "utf-8")
+    made, text = run_rows(
+        str(file), str(folder), str(folder / "prepared"), folder / "runs", tmp_path
+    )
+    cells = {(c["model"], c["metric"]): c for c in json.loads(made.read_text("utf-8"))}
+    plain = {(c["model"], c["metric"]): c for c in table(folder)}
+    single, shared = cells["Single", "rating/mae"], plain["Shared", "rating/mae"]
+    assert single["gain_against"] == pytest.approx(-shared["gain_single"])
+    assert cells["Shared", "rating/mae"]["gain_against"] is None
+    assert all(cell["gain_against"] is None for cell in plain.values())
+    assert f"({single['gain_against']:+.4f})" in text.read_text("utf-8")
+
+
 REFUSED = [
+    ({"against": "Sharde"}, "'against' is 'Sharde'. Did you mean 'Shared'"),
     ({"choose": "like/ndgc@10"}, "is 'like/ndgc@10'"),
     ({"rows": []}, "no rows or no seeds"),
     ({"rows": [PAGE["rows"][0], PAGE["rows"][0]]}, "stands there twice"),
