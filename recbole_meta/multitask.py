@@ -65,7 +65,7 @@ class Page:
 
     dataset: str
     protocol: str  # behaviours_given | behaviours_time
-    seeds: tuple[Count, ...]  # of rows that train; the first one searches
+    seeds: tuple[Count, ...]  # of rows that train, where a row has none; the first one searches
     trials: Size
     rows: tuple[dict[str, Any], ...]
     published: tuple[dict[str, Any], ...]  # figures of others: name, note, and metrics by name
@@ -102,7 +102,7 @@ def read_multitask(name: str, objectives: Objectives) -> Multitask:
     twice = [each for each in names if names.count(each) > 1]
     if twice:
         raise SettingError(f"{where}: '{twice[0]}' stands there twice.")
-    if not rows or not page.seeds:
+    if not rows or not all(row.seeds for row in rows):
         raise SettingError(f"Page '{name}' has no rows or no seeds.")
     for row in rows:
         if row.ranges():
@@ -194,7 +194,7 @@ class _RowRun:
         self.page, self.row, self.behaviours, self.device = page, row, behaviours, device
         self.root, self.folder = root, root / slug(row.name)
         self.trials = row.trials(page.trials)
-        self.seeds = page.seeds if _trains(row.model, self.trials[0]) else page.seeds[:1]
+        self.seeds = row.seeds if _trains(row.model, self.trials[0]) else row.seeds[:1]
         self.made_by = {"sha256": behaviours.sha256, "model": row.model}
         self._fits: dict[str, ObjectiveFit] = {}
 
@@ -233,10 +233,10 @@ class _RowRun:
     def _trial(self, trial: Settings) -> Settings:
         """The means on valid with these settings."""
         file = self.folder / "search" / f"{digest(trial)}.json"
-        wanted = self._made_by(trial, self.page.seeds[0])
+        wanted = self._made_by(trial, self.seeds[0])
         found = _read(file)
         if found is None or found | wanted != found:
-            fit = self._fit(trial, self.page.seeds[0])
+            fit = self._fit(trial, self.seeds[0])
             found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json_text(found).encode())
@@ -266,7 +266,7 @@ class _RowRun:
         whole = (folder / "tasks.npz").is_file()
         if whole and found is not None and found | wanted == found:
             return name
-        kept = self._fits.get(digest(settings)) if seed == self.page.seeds[0] else None
+        kept = self._fits.get(digest(settings)) if seed == self.seeds[0] else None
         fit = kept or self._fit(settings, seed)
         judged = fit.test(self.behaviours)
         result = wanted | {
