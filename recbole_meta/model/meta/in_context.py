@@ -1,0 +1,182 @@
+r"""
+InContext
+################################################
+Reference:
+    Garg et al. "What Can Transformers Learn In-Context? A Case Study of Simple Function Classes."
+    NeurIPS 2022. arXiv:2208.01066; Müller et al. "Transformers Can Do Bayesian Inference." ICLR
+    2022. arXiv:2112.10510; attention of the query to the support: Kim et al. "Attentive Neural
+    Processes." ICLR 2019. arXiv:1901.05761
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_meta.data.warm import warm_users
+from recbole_meta.episode import Examples
+from recbole_meta.errors import SettingError
+from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
+from recbole_meta.model.meta_recommender import State, joined
+from recbole_meta.model.transformer import SelfAttention, attention, in_heads
+from recbole_meta.settings import Count, Positive, Size, Weight
+
+
+@dataclass(frozen=True)
+class InContextSettings(LearnerSettings):
+    start: Literal["directions", "random"]  # of the ids' embeddings
+    base: Literal["pop", "query_pop"]  # where the items' means start, of a ranking
+    closed_form: bool  # whether the transformer is added to a ridge, or stands alone
+    noise: Positive  # where s2 starts, the variance of an entry around the user's mean
+    temperature: Positive  # where t starts, of a ranking
+    anchor: Weight  # g, on how far the items are from their start
+    token_size: Size  # M, of a token
+    heads: Size
+    layers: Count  # of self-attention over the support
+    forward_size: Size  # of a layer's perceptron
+
+
+class InContext(FeatureRecommender):
+    r"""A transformer reads the support, and each item attends to what it made of it.
+
+    .. math::
+        h_0 = e + W_u u, \qquad h_s = W [z_s; q_s; y_s] + c, \qquad
+        h \leftarrow layers(h_0, h_1, .., h_S)
+
+    .. math::
+        score_i = c_0 + \frac{1}{t} (b_i + z'_i w + \sum_m \sum_{s=0}^{S} a^m_{is} \,
+            (O z'_i)^m \cdot (V h_s)^m), \qquad
+        a^m_i = softmax_s((Q [z'_i; b_i])^m \cdot (K h_s)^m / \sqrt{e})
+
+    z = x P, z' = x P': an item's vector as it is read and as it is scored; x: its fields' embeddings
+    and its id's, which starts where PriorRidge takes its vectors (``directions``), so that P and P'
+    start as 1 there; b, q: its means, which start at base and at popularity. h_0 is a token of the
+    prior: it stands alone for an empty support, and u, the user's fields, enter it. There is no
+    order among tokens, and no id of users. y less its mean.
+
+    .. math::
+        w = \mu + D Z' (Z D Z' + s^2 I)^{-1} (y - q - Z \mu)
+
+    is MetaRidge's closed form (0 without ``closed_form``). V starts at 0: before training the score
+    is PriorRidge's with a base weight of 1, or without the closed form the base. The loss is that
+    of the query after adapting, and ``anchor`` times :math:`\|\theta - \theta_0\|^2 /
+    \|\theta_0\|^2` of the ids' embeddings, q and b.
+
+    Not a PFN: queries do not pass through the layers, which would take them once per item and task.
+    The catalogue is read by one attention, whose queries are the same for all tasks.
+    """
+
+    settings: InContextSettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        s, size, d = self.settings, self.other_embedding.size, self.settings.embedding_size
+        if s.token_size % s.heads:
+            raise SettingError(
+                f"InContext: 'token_size' must be a multiple of 'heads', found {s.token_size} "
+                f"and {s.heads}."
+            )
+        self.has_id = self.other_fields[0].name == self.OTHER_ID
+        if self.has_id:
+            start = torch.eye(size, d)
+        else:
+            start = torch.randn(size, d) / size**0.5
+        self.reading, self.scoring = (nn.Parameter(start.clone()) for _ in range(2))
+        self.read_mean, self.item_mean = (nn.Parameter(torch.zeros(self.n_others)) for _ in "qb")
+        self.register_buffer("spread", torch.tensor(s.embedding_std))
+        if s.closed_form:
+            self.prior_mean, self.log_prior = (nn.Parameter(torch.zeros(d)) for _ in range(2))
+            self.log_noise = nn.Parameter(torch.tensor(s.noise).log())
+        temperature = 1.0 if self.judged == "rating" else s.temperature
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+        self.offset = nn.Parameter(self.label_mean.clone())
+        self._build_transformer()
+
+    def _build_transformer(self) -> None:
+        s, m, d = self.settings, self.settings.token_size, self.settings.embedding_size
+        self.empty = nn.Parameter(torch.randn(m))
+        self.of_task = nn.Linear(self.task_embedding.size, m, bias=False)
+        self.token = nn.Linear(d + 2, m)
+        self.layers = nn.ModuleList(
+            SelfAttention(m, s.heads, s.forward_size) for _ in range(s.layers)
+        )
+        self.norm = nn.LayerNorm(m)
+        self.to_key, self.to_value = (nn.Linear(m, m, bias=False) for _ in "kv")
+        nn.init.zeros_(self.to_value.weight)
+        self.to_query, self.to_scored = nn.Linear(d + 1, m), nn.Linear(d, m, bias=False)
+
+    def prepare(self, train_data) -> None:
+        warm = warm_users(train_data._dataset)
+        with torch.no_grad():
+            if self.judged == "implicit":
+                base = warm.pop if self.settings.base == "pop" else warm.query_pop
+                self.read_mean.copy_(torch.from_numpy(warm.pop))
+                self.item_mean.copy_(torch.from_numpy(base))
+            if self.has_id and self.settings.start == "directions":
+                v = torch.from_numpy(warm.directions[:, : self.settings.embedding_size].copy())
+                weight = self.other_embedding.weights[0].zero_()
+                weight[:, : v.shape[1]] = v
+                self.spread.copy_(v[self.pool.cpu()].square().mean().sqrt())
+        self._start = [items.detach().clone() for items in self._items()]
+
+    def _items(self) -> list[nn.Parameter]:
+        ids = [self.other_embedding.weights[0]] if self.has_id else []
+        return [*ids, self.read_mean, self.item_mean]
+
+    def encode(self, items: Tensor) -> Tensor:
+        """[.., D + 2]: the fields' embeddings, q and b."""
+        means = torch.stack([self.read_mean[items], self.item_mean[items]], dim=-1)
+        return torch.cat([super().encode(items), means], dim=-1)
+
+    def encode_new_others(self, features) -> Tensor:
+        x = super().encode_new_others(features)
+        return torch.cat([x, x.new_zeros(*x.shape[:-1], 2)], dim=-1) if x.ndim else x
+
+    def adapt(self, support: Examples) -> State:
+        z, q = support.x[:, :-2] @ self.reading, support.x[:, -2]  # [S, d], [S]
+        label = (support.label - self.label_mean) * support.mask
+        state = self._posterior(z, label - q, support.mask) if self.settings.closed_form else {}
+        rows = joined(z / self.spread, torch.stack([q, label], dim=-1))  # [S, d + 2]
+        first = self.empty + self.of_task(support.task)
+        h = joined(first.unsqueeze(-1), self.token(rows).T).T  # [S + 1, M]
+        present = joined(torch.ones_like(support.mask.sum(0, keepdim=True)), support.mask)
+        for layer in self.layers:
+            h = layer(h, present)
+        h = self.norm(h)
+        return {**state, "key": self.to_key(h), "value": self.to_value(h), "present": present}
+
+    def _posterior(self, z: Tensor, residual: Tensor, mask: Tensor) -> State:
+        """The mean of the user's weights given residuals [S] of rows z [S, d]."""
+        z = z * mask.unsqueeze(-1)
+        residual = residual * mask - z @ self.prior_mean
+        spread = z * self.log_prior.exp()
+        noise = self.log_noise.exp() * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+        factors = torch.linalg.lu_factor(spread @ z.T + noise)  # `solve` in two: can be exported
+        solved = torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)
+        return {"w": self.prior_mean + spread.T @ solved}  # [d]
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        z, b = x[:, :-2] @ self.scoring, x[:, -1]  # [N, d], [N]
+        scores = b + self._attended(state, z, b)
+        if self.settings.closed_form:
+            scores = scores + z @ state["w"]
+        return self.offset + scores / self.log_temperature.exp()
+
+    def _attended(self, state: State, z: Tensor, b: Tensor) -> Tensor:
+        """What the support says of items [N] that attend to it."""
+        heads, z = self.settings.heads, z / self.spread
+        query, scored = self.to_query(joined(z, b.unsqueeze(-1))), self.to_scored(z)  # [N, M]
+        query, scored, key, value = (
+            in_heads(part, heads) for part in (query, scored, state["key"], state["value"])
+        )
+        said = scored @ value.transpose(1, 2)  # [m, N, S + 1]
+        return (attention(query, key, state["present"]) * said).sum((0, 2))
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        far = [
+            (items - start).square().sum() / start.square().sum().clamp(min=1)
+            for items, start in zip(self._items(), self._start, strict=True)
+        ]
+        return super().calculate_loss(interaction) + self.settings.anchor * torch.stack(far).sum()

@@ -1,0 +1,51 @@
+r"""A transformer over a set: no positions, padding is masked, and the first entry is always there.
+
+.. math::
+    h \leftarrow h + [\sum_s a^m_{ts} v^m_s]_m W_o, \qquad
+    a^m_t = softmax_s(q^m_t \cdot k^m_s / \sqrt{e}), \qquad
+    h \leftarrow h + W_2 \, ReLU(W_1 \, n(h) + b_1) + b_2
+
+q, k, v: linear in n(h), the normed entries, split into heads m of e numbers each. Functions of one
+set [S, M], without a batch axis; ``torch.func.vmap`` lifts them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def in_heads(h: Tensor, heads: int) -> Tensor:
+    """[N, M] as [m, N, e]."""
+    return h.view(h.shape[0], heads, -1).transpose(0, 1)
+
+
+def attention(query: Tensor, key: Tensor, present: Tensor) -> Tensor:
+    """Weights [m, N, S] of queries [m, N, e] on the entries with these keys [m, S, e] that are
+    present [S]; there is one.
+    """
+    logits = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
+    return torch.softmax(torch.where(present > 0, logits, torch.finfo(logits.dtype).min), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """One layer, [S, M] to [S, M]."""
+
+    def __init__(self, size: int, heads: int, forward_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2))
+        self.to_query, self.to_key, self.to_value = (
+            nn.Linear(size, size, bias=False) for _ in range(3)
+        )
+        self.mix = nn.Linear(size, size, bias=False)
+        self.wide, self.narrow = nn.Linear(size, forward_size), nn.Linear(forward_size, size)
+
+    def forward(self, h: Tensor, present: Tensor) -> Tensor:
+        """The entries after the layer; those that are not present are read by none."""
+        normed = self.norms[0](h)
+        query, key, value = (
+            in_heads(part(normed), self.heads)
+            for part in (self.to_query, self.to_key, self.to_value)
+        )
+        read = attention(query, key, present) @ value  # [m, S, e]
+        h = h + self.mix(read.transpose(0, 1).reshape(h.shape))
+        return h + self.narrow(torch.relu(self.wide(self.norms[1](h))))
