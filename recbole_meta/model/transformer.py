@@ -19,11 +19,12 @@ def in_heads(h: Tensor, heads: int) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, present: Tensor) -> Tensor:
-    """Weights [m, N, S] of queries [m, N, e] on the entries with these keys [m, S, e] that are
-    present [S]; there is one.
+    """Weights [m, S, N] of queries [m, N, e] on the entries with these keys [m, S, e] that are
+    present [S]; there is one. N comes last: softmax over a short last axis is slow.
     """
-    logits = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5
-    return torch.softmax(torch.where(present > 0, logits, torch.finfo(logits.dtype).min), dim=-1)
+    logits = key @ query.transpose(1, 2) / key.shape[-1] ** 0.5
+    lowest = torch.finfo(logits.dtype).min
+    return torch.softmax(torch.where(present.unsqueeze(-1) > 0, logits, lowest), dim=1)
 
 
 class SelfAttention(nn.Module):
@@ -46,6 +47,6 @@ class SelfAttention(nn.Module):
             in_heads(part(normed), self.heads)
             for part in (self.to_query, self.to_key, self.to_value)
         )
-        read = attention(query, key, present) @ value  # [m, S, e]
+        read = attention(query, key, present).transpose(1, 2) @ value  # [m, S, e]
         h = h + self.mix(read.transpose(0, 1).reshape(h.shape))
         return h + self.narrow(torch.relu(self.wide(self.norms[1](h))))

@@ -21,7 +21,7 @@ from recbole_meta.errors import SettingError
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State, joined
 from recbole_meta.model.transformer import SelfAttention, attention, in_heads
-from recbole_meta.settings import Count, Positive, Size, Weight
+from recbole_meta.settings import Count, Positive, Share, Size, Weight
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class InContextSettings(LearnerSettings):
     token_size: Size  # M, of a token
     heads: Size
     layers: Count  # of self-attention over the support
+    support_dropout: Share  # of a training support's rows that are hidden
     forward_size: Size  # of a layer's perceptron
 
 
@@ -46,8 +47,8 @@ class InContext(FeatureRecommender):
         h \leftarrow layers(h_0, h_1, .., h_S)
 
     .. math::
-        score_i = c_0 + \frac{1}{t} (b_i + z'_i w + \sum_m \sum_{s=0}^{S} a^m_{is} \,
-            (O z'_i)^m \cdot (V h_s)^m), \qquad
+        score_i = c_0 + \frac{1}{t} (b_i + z'_i (w + \sum_m \sum_{s=0}^{S} a^m_{is}
+            V^m h_s)), \qquad
         a^m_i = softmax_s((Q [z'_i; b_i])^m \cdot (K h_s)^m / \sqrt{e})
 
     z = x P, z' = x P': an item's vector as it is read and as it is scored; x: its fields' embeddings
@@ -97,15 +98,15 @@ class InContext(FeatureRecommender):
     def _build_transformer(self) -> None:
         s, m, d = self.settings, self.settings.token_size, self.settings.embedding_size
         self.empty = nn.Parameter(torch.randn(m))
-        self.of_task = nn.Linear(self.task_embedding.size, m, bias=False)
+        self.of_task = nn.Parameter(0.1 * torch.randn(self.task_embedding.size, m))
         self.token = nn.Linear(d + 2, m)
         self.layers = nn.ModuleList(
             SelfAttention(m, s.heads, s.forward_size) for _ in range(s.layers)
         )
         self.norm = nn.LayerNorm(m)
-        self.to_key, self.to_value = (nn.Linear(m, m, bias=False) for _ in "kv")
-        nn.init.zeros_(self.to_value.weight)
-        self.to_query, self.to_scored = nn.Linear(d + 1, m), nn.Linear(d, m, bias=False)
+        self.to_query, self.to_key = nn.Linear(d + 1, m), nn.Linear(m, m, bias=False)
+        self.to_weights = nn.Linear(m, s.heads * d, bias=False)
+        nn.init.zeros_(self.to_weights.weight)
 
     def prepare(self, train_data) -> None:
         warm = warm_users(train_data._dataset)
@@ -134,18 +135,25 @@ class InContext(FeatureRecommender):
         x = super().encode_new_others(features)
         return torch.cat([x, x.new_zeros(*x.shape[:-1], 2)], dim=-1) if x.ndim else x
 
+    def complete(self, support: Examples) -> Examples:
+        support = super().complete(support)
+        if not (self.training and self.settings.support_dropout):
+            return support
+        kept = torch.rand(support.mask.shape).to(self.device) >= self.settings.support_dropout
+        return support._replace(mask=support.mask * kept)
+
     def adapt(self, support: Examples) -> State:
         z, q = support.x[:, :-2] @ self.reading, support.x[:, -2]  # [S, d], [S]
         label = (support.label - self.label_mean) * support.mask
         state = self._posterior(z, label - q, support.mask) if self.settings.closed_form else {}
         rows = joined(z / self.spread, torch.stack([q, label], dim=-1))  # [S, d + 2]
-        first = self.empty + self.of_task(support.task)
+        first = self.empty + support.task @ self.of_task
         h = joined(first.unsqueeze(-1), self.token(rows).T).T  # [S + 1, M]
         present = joined(torch.ones_like(support.mask.sum(0, keepdim=True)), support.mask)
         for layer in self.layers:
             h = layer(h, present)
         h = self.norm(h)
-        return {**state, "key": self.to_key(h), "value": self.to_value(h), "present": present}
+        return {**state, "key": self.to_key(h), "weights": self.to_weights(h), "present": present}
 
     def _posterior(self, z: Tensor, residual: Tensor, mask: Tensor) -> State:
         """The mean of the user's weights given residuals [S] of rows z [S, d]."""
@@ -166,13 +174,10 @@ class InContext(FeatureRecommender):
 
     def _attended(self, state: State, z: Tensor, b: Tensor) -> Tensor:
         """What the support says of items [N] that attend to it."""
-        heads, z = self.settings.heads, z / self.spread
-        query, scored = self.to_query(joined(z, b.unsqueeze(-1))), self.to_scored(z)  # [N, M]
-        query, scored, key, value = (
-            in_heads(part, heads) for part in (query, scored, state["key"], state["value"])
-        )
-        said = scored @ value.transpose(1, 2)  # [m, N, S + 1]
-        return (attention(query, key, state["present"]) * said).sum((0, 2))
+        rows, heads = joined(z / self.spread, b.unsqueeze(-1)), self.settings.heads
+        query, key = in_heads(self.to_query(rows), heads), in_heads(state["key"], heads)
+        said = in_heads(state["weights"], heads) @ z.T  # [m, S + 1, N]
+        return (attention(query, key, state["present"]) * said).sum((0, 1))
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         far = [
