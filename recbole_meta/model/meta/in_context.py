@@ -47,8 +47,8 @@ class InContext(FeatureRecommender):
         h \leftarrow layers(h_0, h_1, .., h_S)
 
     .. math::
-        score_i = c_0 + \frac{1}{t} (b_i + z'_i (w + \sum_m \sum_{s=0}^{S} a^m_{is}
-            V^m h_s)), \qquad
+        score_i = c_0 + \frac{1}{t} (b_i + z'_i (w + \sum_m \sum_{s=1}^{S} a^m_{is}
+            V^m h_s / \sqrt{M})), \qquad
         a^m_i = softmax_s((Q [z'_i; b_i])^m \cdot (K h_s)^m / \sqrt{e})
 
     z = x P, z' = x P': an item's vector as it is read and as it is scored; x: its fields' embeddings
@@ -87,8 +87,10 @@ class InContext(FeatureRecommender):
         self.reading, self.scoring = (nn.Parameter(start.clone()) for _ in range(2))
         self.read_mean, self.item_mean = (nn.Parameter(torch.zeros(self.n_others)) for _ in "qb")
         self.register_buffer("spread", torch.tensor(s.embedding_std))
+        self.prior_mean = nn.Parameter(torch.zeros(d))
+        self.prior_of_task = nn.Parameter(torch.zeros(self.task_embedding.size, d))
         if s.closed_form:
-            self.prior_mean, self.log_prior = (nn.Parameter(torch.zeros(d)) for _ in range(2))
+            self.log_prior = nn.Parameter(torch.zeros(d))
             self.log_noise = nn.Parameter(torch.tensor(s.noise).log())
         temperature = 1.0 if self.judged == "rating" else s.temperature
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
@@ -145,31 +147,33 @@ class InContext(FeatureRecommender):
     def adapt(self, support: Examples) -> State:
         z, q = support.x[:, :-2] @ self.reading, support.x[:, -2]  # [S, d], [S]
         label = (support.label - self.label_mean) * support.mask
-        state = self._posterior(z, label - q, support.mask) if self.settings.closed_form else {}
+        w = self.prior_mean + support.task @ self.prior_of_task  # [d]
+        if self.settings.closed_form:
+            w = self._posterior(w, z, label - q, support.mask)
         rows = joined(z / self.spread, torch.stack([q, label], dim=-1))  # [S, d + 2]
         first = self.empty + support.task @ self.of_task
         h = joined(first.unsqueeze(-1), self.token(rows).T).T  # [S + 1, M]
-        present = joined(torch.ones_like(support.mask.sum(0, keepdim=True)), support.mask)
+        there = joined(0 * support.mask.sum(0, keepdim=True), support.mask)  # [S + 1]
+        present = joined(1 + 0 * support.mask.sum(0, keepdim=True), support.mask)
         for layer in self.layers:
             h = layer(h, present)
         h = self.norm(h)
-        return {**state, "key": self.to_key(h), "weights": self.to_weights(h), "present": present}
+        weights = self.to_weights(h) * there.unsqueeze(-1) / h.shape[1] ** 0.5  # [S + 1, m d]
+        return {"w": w, "key": self.to_key(h), "weights": weights, "present": present}
 
-    def _posterior(self, z: Tensor, residual: Tensor, mask: Tensor) -> State:
-        """The mean of the user's weights given residuals [S] of rows z [S, d]."""
+    def _posterior(self, mean: Tensor, z: Tensor, residual: Tensor, mask: Tensor) -> Tensor:
+        """The mean of the user's weights [d], given their prior's and residuals [S] of rows z."""
         z = z * mask.unsqueeze(-1)
-        residual = residual * mask - z @ self.prior_mean
+        residual = residual * mask - z @ mean
         spread = z * self.log_prior.exp()
         noise = self.log_noise.exp() * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
         factors = torch.linalg.lu_factor(spread @ z.T + noise)  # `solve` in two: can be exported
         solved = torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)
-        return {"w": self.prior_mean + spread.T @ solved}  # [d]
+        return mean + spread.T @ solved
 
     def score(self, state: State, x: Tensor) -> Tensor:
         z, b = x[:, :-2] @ self.scoring, x[:, -1]  # [N, d], [N]
-        scores = b + self._attended(state, z, b)
-        if self.settings.closed_form:
-            scores = scores + z @ state["w"]
+        scores = b + z @ state["w"] + self._attended(state, z, b)
         return self.offset + scores / self.log_temperature.exp()
 
     def _attended(self, state: State, z: Tensor, b: Tensor) -> Tensor:
