@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
@@ -35,8 +36,8 @@ class InContextSettings(LearnerSettings):
     token_size: Size  # M, of a token
     heads: Size
     layers: Count  # of self-attention over the support
-    support_dropout: Share  # of a training support's rows that are hidden
     forward_size: Size  # of a layer's perceptron
+    support_dropout: Share  # of a training support's rows that are hidden
 
 
 class InContext(FeatureRecommender):
@@ -49,24 +50,27 @@ class InContext(FeatureRecommender):
     .. math::
         score_i = c_0 + \frac{1}{t} (b_i + z'_i (w + \sum_m \sum_{s=1}^{S} a^m_{is}
             V^m h_s / \sqrt{M})), \qquad
-        a^m_i = softmax_s((Q [z'_i; b_i])^m \cdot (K h_s)^m / \sqrt{e})
+        a^m_i = softmax_{s=0..S}((Q [z'_i; b_i])^m \cdot (K h_s)^m / \sqrt{e}), \; e = M / heads
 
-    z = x P, z' = x P': an item's vector as it is read and as it is scored; x: its fields' embeddings
-    and its id's, which starts where PriorRidge takes its vectors (``directions``), so that P and P'
-    start as 1 there; b, q: its means, which start at base and at popularity. h_0 is a token of the
-    prior: it stands alone for an empty support, and u, the user's fields, enter it. There is no
-    order among tokens, and no id of users. y less its mean.
+    z = x P, z' = x P': an item's vector as it is read and as it is scored; x: the embeddings of its
+    id and its fields. That of the id starts where PriorRidge takes its vectors (``directions``),
+    and P and P' start as 1 there. q, b: an item's means, which start at popularity and at base. u:
+    the user's fields; y, less its mean: the feedback. No token has a place, and no user an id.
+
+    Every head finds weights of items, as w are. The token 0 is what is attended to where the
+    support says nothing of an item; it is there without a support, and says nothing itself. So the
+    prior is b and the prior's mean of w.
 
     .. math::
-        w = \mu + D Z' (Z D Z' + s^2 I)^{-1} (y - q - Z \mu)
+        w = \mu_u + D Z' (Z D Z' + s^2 I)^{-1} (y - q - Z \mu_u), \qquad \mu_u = \mu + U u
 
-    is MetaRidge's closed form (0 without ``closed_form``). V starts at 0: before training the score
-    is PriorRidge's with a base weight of 1, or without the closed form the base. The loss is that
-    of the query after adapting, and ``anchor`` times :math:`\|\theta - \theta_0\|^2 /
-    \|\theta_0\|^2` of the ids' embeddings, q and b.
+    is MetaRidge's closed form; without ``closed_form`` w is :math:`\mu_u`. V, U and :math:`\mu`
+    start at 0, D at 1: before training the order of items is PriorRidge's with a base weight of 1,
+    or alone the base's. ``anchor`` times :math:`\|\theta - \theta_0\|^2 / max(1,
+    \|\theta_0\|^2)` of the ids' embeddings, q and b is added to the loss.
 
-    Not a PFN: queries do not pass through the layers, which would take them once per item and task.
-    The catalogue is read by one attention, whose queries are the same for all tasks.
+    Not as in a PFN, queries do not pass through the layers, once per item and task: the catalogue
+    attends to their output alone, by queries that are the same for all tasks.
     """
 
     settings: InContextSettings
@@ -80,10 +84,7 @@ class InContext(FeatureRecommender):
                 f"and {s.heads}."
             )
         self.has_id = self.other_fields[0].name == self.OTHER_ID
-        if self.has_id:
-            start = torch.eye(size, d)
-        else:
-            start = torch.randn(size, d) / size**0.5
+        start = torch.eye(size, d) if self.has_id else torch.randn(size, d) / size**0.5
         self.reading, self.scoring = (nn.Parameter(start.clone()) for _ in range(2))
         self.read_mean, self.item_mean = (nn.Parameter(torch.zeros(self.n_others)) for _ in "qb")
         self.register_buffer("spread", torch.tensor(s.embedding_std))
@@ -121,7 +122,7 @@ class InContext(FeatureRecommender):
                 v = torch.from_numpy(warm.directions[:, : self.settings.embedding_size].copy())
                 weight = self.other_embedding.weights[0].zero_()
                 weight[:, : v.shape[1]] = v
-                self.spread.copy_(v[self.pool.cpu()].square().mean().sqrt())
+                self.spread.copy_(v[self.pool.cpu()].square().mean().sqrt().clamp(min=1e-6))
         self._start = [items.detach().clone() for items in self._items()]
 
     def _items(self) -> list[nn.Parameter]:
@@ -153,12 +154,11 @@ class InContext(FeatureRecommender):
         rows = joined(z / self.spread, torch.stack([q, label], dim=-1))  # [S, d + 2]
         first = self.empty + support.task @ self.of_task
         h = joined(first.unsqueeze(-1), self.token(rows).T).T  # [S + 1, M]
-        there = joined(0 * support.mask.sum(0, keepdim=True), support.mask)  # [S + 1]
-        present = joined(1 + 0 * support.mask.sum(0, keepdim=True), support.mask)
+        said, present = (pad(support.mask, (1, 0), value=value) for value in (0.0, 1.0))  # [S + 1]
         for layer in self.layers:
             h = layer(h, present)
         h = self.norm(h)
-        weights = self.to_weights(h) * there.unsqueeze(-1) / h.shape[1] ** 0.5  # [S + 1, m d]
+        weights = self.to_weights(h) * said.unsqueeze(-1) / h.shape[1] ** 0.5  # [S + 1, m d]
         return {"w": w, "key": self.to_key(h), "weights": weights, "present": present}
 
     def _posterior(self, mean: Tensor, z: Tensor, residual: Tensor, mask: Tensor) -> Tensor:
