@@ -27,13 +27,27 @@ def attention(query: Tensor, key: Tensor, present: Tensor) -> Tensor:
     return torch.softmax(torch.where(present.unsqueeze(-1) > 0, logits, lowest), dim=1)
 
 
+class Norm(nn.Module):
+    """``nn.LayerNorm``, which fixes all sizes where vmap is traced, in plain operations."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Entries of mean 0 and variance 1, then scaled and moved."""
+        centred = h - h.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return centred / deviation * self.weight + self.bias
+
+
 class SelfAttention(nn.Module):
     """One layer, [S, M] to [S, M]."""
 
     def __init__(self, size: int, heads: int, forward_size: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2))
+        self.norms = nn.ModuleList(Norm(size) for _ in range(2))
         self.to_query, self.to_key, self.to_value = (
             nn.Linear(size, size, bias=False) for _ in range(3)
         )

@@ -21,7 +21,7 @@ from recbole_meta.episode import Examples
 from recbole_meta.errors import SettingError
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State, joined
-from recbole_meta.model.transformer import SelfAttention, attention, in_heads
+from recbole_meta.model.transformer import Norm, SelfAttention, attention, in_heads
 from recbole_meta.settings import Count, Positive, Share, Size, Weight
 
 
@@ -106,7 +106,7 @@ class InContext(FeatureRecommender):
         self.layers = nn.ModuleList(
             SelfAttention(m, s.heads, s.forward_size) for _ in range(s.layers)
         )
-        self.norm = nn.LayerNorm(m)
+        self.norm = Norm(m)
         self.to_query, self.to_key = nn.Linear(d + 1, m), nn.Linear(m, m, bias=False)
         self.to_weights = nn.Linear(m, s.heads * d, bias=False)
         nn.init.zeros_(self.to_weights.weight)
@@ -122,7 +122,7 @@ class InContext(FeatureRecommender):
                 v = torch.from_numpy(warm.directions[:, : self.settings.embedding_size].copy())
                 weight = self.other_embedding.weights[0].zero_()
                 weight[:, : v.shape[1]] = v
-                self.spread.copy_(v[self.pool.cpu()].square().mean().sqrt().clamp(min=1e-6))
+                self.spread.copy_(weight[self.pool].square().mean().sqrt().clamp(min=1e-6))
         self._start = [items.detach().clone() for items in self._items()]
 
     def _items(self) -> list[nn.Parameter]:
@@ -138,10 +138,8 @@ class InContext(FeatureRecommender):
         x = super().encode_new_others(features)
         return torch.cat([x, x.new_zeros(*x.shape[:-1], 2)], dim=-1) if x.ndim else x
 
-    def complete(self, support: Examples) -> Examples:
-        support = super().complete(support)
-        if not (self.training and self.settings.support_dropout):
-            return support
+    def thinned(self, support: Examples) -> Examples:
+        """The support of a training batch without some of its rows."""
         kept = torch.rand(support.mask.shape).to(self.device) >= self.settings.support_dropout
         return support._replace(mask=support.mask * kept)
 
@@ -184,8 +182,10 @@ class InContext(FeatureRecommender):
         return (attention(query, key, state["present"]) * said).sum((0, 1))
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
+        support = self.thinned(self.complete(self._examples(interaction, "support")))
+        loss = self.episode_loss(support, *self.query(interaction))
         far = [
             (items - start).square().sum() / start.square().sum().clamp(min=1)
             for items, start in zip(self._items(), self._start, strict=True)
         ]
-        return super().calculate_loss(interaction) + self.settings.anchor * torch.stack(far).sum()
+        return loss + self.settings.anchor * torch.stack(far).sum()
