@@ -6,25 +6,21 @@ r"""A transformer over a set: no positions, padding is masked, and the first ent
     h \leftarrow h + W_2 \, ReLU(W_1 \, n(h) + b_1) + b_2
 
 q, k, v: linear in n(h), the normed entries, split into heads m of e numbers each. Functions of one
-set [S, M], without a batch axis; ``torch.func.vmap`` lifts them.
+set [S, M], without a batch axis; ``torch.func.vmap`` lifts them. Heads are taken one by one: with
+an axis of them a program that is exported would have fixed sizes.
 """
 
 import torch
 from torch import Tensor, nn
 
 
-def in_heads(h: Tensor, heads: int) -> Tensor:
-    """[N, M] as [m, N, e]."""
-    return h.view(h.shape[0], heads, -1).transpose(0, 1)
-
-
 def attention(query: Tensor, key: Tensor, present: Tensor) -> Tensor:
-    """Weights [m, S, N] of queries [m, N, e] on the entries with these keys [m, S, e] that are
-    present [S]; there is one. N comes last: softmax over a short last axis is slow.
+    """Weights [S, N] of queries [N, e] on the entries with these keys [S, e] that are present [S];
+    there is one. N comes last: softmax over a short last axis is slow.
     """
-    logits = key @ query.transpose(1, 2) / key.shape[-1] ** 0.5
+    logits = key @ query.T / key.shape[1] ** 0.5
     lowest = torch.finfo(logits.dtype).min
-    return torch.softmax(torch.where(present.unsqueeze(-1) > 0, logits, lowest), dim=1)
+    return torch.softmax(torch.where(present.unsqueeze(-1) > 0, logits, lowest), dim=0)
 
 
 class Norm(nn.Module):
@@ -57,10 +53,9 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor, present: Tensor) -> Tensor:
         """The entries after the layer; those that are not present are read by none."""
         normed = self.norms[0](h)
-        query, key, value = (
-            in_heads(part(normed), self.heads)
-            for part in (self.to_query, self.to_key, self.to_value)
-        )
-        read = attention(query, key, present).transpose(1, 2) @ value  # [m, S, e]
-        h = h + self.mix(read.transpose(0, 1).reshape(h.shape))
+        projections = (self.to_query, self.to_key, self.to_value)
+        by_head = zip(*(part(normed).chunk(self.heads, 1) for part in projections), strict=True)
+        mixes = self.mix.weight.T.chunk(self.heads)  # [e, M] each
+        for (query, key, value), mix in zip(by_head, mixes, strict=True):
+            h = h + attention(query, key, present).T @ value @ mix
         return h + self.narrow(torch.relu(self.wide(self.norms[1](h))))

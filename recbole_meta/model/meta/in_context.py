@@ -21,7 +21,7 @@ from recbole_meta.episode import Examples
 from recbole_meta.errors import SettingError
 from recbole_meta.model.feature_recommender import FeatureRecommender, LearnerSettings
 from recbole_meta.model.meta_recommender import State, joined
-from recbole_meta.model.transformer import Norm, SelfAttention, attention, in_heads
+from recbole_meta.model.transformer import Norm, SelfAttention, attention
 from recbole_meta.settings import Count, Positive, Share, Size, Weight
 
 
@@ -177,9 +177,11 @@ class InContext(FeatureRecommender):
     def _attended(self, state: State, z: Tensor, b: Tensor) -> Tensor:
         """What the support says of items [N] that attend to it."""
         rows, heads = joined(z / self.spread, b.unsqueeze(-1)), self.settings.heads
-        query, key = in_heads(self.to_query(rows), heads), in_heads(state["key"], heads)
-        said = in_heads(state["weights"], heads) @ z.T  # [m, S + 1, N]
-        return (attention(query, key, state["present"]) * said).sum((0, 1))
+        parts = (self.to_query(rows), state["key"], state["weights"])
+        said = z.new_zeros(len(z))
+        for query, key, weights in zip(*(part.chunk(heads, 1) for part in parts), strict=True):
+            said = said + (attention(query, key, state["present"]) * (weights @ z.T)).sum(0)
+        return said  # [N]
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         support = self.thinned(self.complete(self._examples(interaction, "support")))
