@@ -22,6 +22,7 @@ from recbole_meta.saved_model import load
 from recbole_meta.serving import Served
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
+CONTEXT = {"epochs": 2, "embedding_size": 4, "token_size": 8, "heads": 2}
 FIELDS = {"item_fields": True, "user_fields": True}
 CASES = {
     "user_cold_5": {
@@ -31,14 +32,14 @@ CASES = {
         "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL, "Reptile": SMALL,
         "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
         "CNP": SMALL | {"support_negatives": 2},
-        "MetaRidge": {"epochs": 2, "embedding_size": 4},
+        "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
         "KernelRidge": {"embedding_size": 4},
     },
     "user_cold_5_rating": {
         "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {},
         "UserItemBias": {}, "MAML": SMALL | FIELDS,
         "MeLU": SMALL | {"inner_lr": 0.1, "inner_steps": 2}, "CNP": SMALL | FIELDS,
-        "RatingRidge": SMALL | {"directions": 3},
+        "RatingRidge": SMALL | {"directions": 3}, "InContext": CONTEXT | FIELDS,
     },
     "user_cold_5_label": {"CNP": SMALL},
     "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {}},

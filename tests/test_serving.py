@@ -24,6 +24,7 @@ from recbole_meta.serving import Served
 from recbole_meta.settings import load_properties
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
+CONTEXT = {"epochs": 2, "embedding_size": 4, "token_size": 8, "heads": 2}
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
     "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "KernelRidge": {}, "MAML": SMALL,
@@ -31,13 +32,13 @@ RANKERS = {
     "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
     "CNP": SMALL | {"support_negatives": 2},
-    "MetaRidge": {"epochs": 2, "embedding_size": 4},
+    "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}
 RATERS = {
     "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {}, "UserItemBias": {},
     "MAML": SMALL | FIELDS, "MeLU": SMALL | {"inner_lr": 0.1}, "CNP": SMALL | FIELDS,
-    "RatingRidge": SMALL | {"directions": 3},
+    "RatingRidge": SMALL | {"directions": 3}, "InContext": CONTEXT | FIELDS,
 }  # fmt: skip
 
 
