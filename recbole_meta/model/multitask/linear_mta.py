@@ -62,7 +62,7 @@ class LinearMTA(MTA):
             )
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
-        scores = super().rank(users, objective)
+        scores = super().rank(users, objective)  # a distribution has no path
         if s := self.settings.linear.get(objective):
             scores += s * self.ridge.scores(users, objective)
         return scores
