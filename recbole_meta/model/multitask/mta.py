@@ -70,8 +70,9 @@ class MTA(ObjectiveRecommender):
     the cross-entropy to the mean q of the targets of the behaviour that it is given, the mean over
     users; its ranking is by :math:`p_u \cdot q_i`.
 
-    What differs from BVAE: :math:`W_b`, so that behaviours differ without noise; gates that are a softmax over behaviours; fixed weights; an item is dropped under all
-    behaviours at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
+    What differs from BVAE: :math:`W_b`, so that behaviours differ without noise; gates that are a
+    softmax over behaviours; fixed weights; distributions; an item is dropped under all behaviours
+    at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
     :math:`c_t`, read when ranking only; what is judged may be a moving average of all weights over
     the steps (``MovingAverage``), since what the objectives need is learned at different times.
     ``inputs: own`` leaves each objective its own behaviour and
