@@ -3,9 +3,9 @@
 A page of ``properties/multitask`` says which rows stand in it and what each may try. A row's
 settings are chosen for every objective apart (``choose: each``), as for a rule or a model of one
 objective, or once for all of them by the mean over objectives (``choose: mean``), as for a model
-that is one. A distribution over categories is chosen by its own metric where settings are
-chosen ``each``; it is in no mean, and a row whose model says none has no part in it. Every trial and every run is a file: what has its file, made by the settings and data
-of today, is not done again.
+that is one. A distribution over categories is chosen by its own metric where settings are chosen
+``each``; it is in no mean, and a row whose model says none has no part in it. Every trial and every
+run is a file: what has its file, made by the settings and data of today, is not done again.
 """
 
 import json
