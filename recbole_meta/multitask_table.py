@@ -233,7 +233,7 @@ def _distribution(objective: str, rows: list[dict[str, Any]]) -> list[str]:
     count = next(iter(found.values()))["n_tasks"]
     lines = [
         "", f"## {objective}: a distribution over categories ({count} users)", "",
-        "Cross-entropy (less is better) to a user's own distribution in test, and the share of that",
+        "Cross-entropy (less is better) to a user's own distribution in test, and the share of it",
         "in the three likeliest categories over the largest that any three have.", "",
         "| group | model | cross_entropy | recall@3 |", "|---|---|---|---|",
     ]  # fmt: skip
