@@ -50,8 +50,8 @@ from recbole_meta.tracking import (
 )
 
 _log = logging.getLogger(__name__)
-METRIC = "ndcg@10"  # chooses settings, on valid; of a distribution
-SHARE_METRIC = "cross_entropy"
+METRIC = "ndcg@10"  # chooses settings, on valid
+SHARE_METRIC = "cross_entropy"  # those of a distribution
 
 
 @dataclass(frozen=True)

@@ -273,7 +273,7 @@ class MTA(ObjectiveRecommender):
         others = absent.nonzero().flatten()
         drawn = others[torch.randperm(len(others), device=target.device)[:number]]
         more = torch.zeros(len(there) + len(drawn), device=target.device)
-        more[len(there) :] = math.log(len(others) / max(1, len(drawn)))
+        more[len(there) :] = math.log(max(1, len(others)) / max(1, len(drawn)))
         return torch.cat([there, drawn]), place, more
 
 
