@@ -65,8 +65,9 @@ class Cell:
         return np.mean([arrays[metric] for arrays in self.arrays], axis=0)
 
     def mean_of(self, metric: str, split: str = "metrics") -> list[float]:
-        """The mean over users of each seed."""
-        return [float(result[split][metric]) for result in self.results]
+        """The mean over users of each seed; nan: nobody has the metric in the split."""
+        found = [result[split][metric] for result in self.results]
+        return [np.nan if value is None else float(value) for value in found]
 
 
 def multitask_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
