@@ -146,7 +146,7 @@ BAD = [
     ({"train": [("a", "x", 1, 0, 0), ("a", "x", 0, 1, 1)]}, "line 3: user 'a' and item 'x' stand"),
     ({"train": [("a", "x", 1, 0, 2)]}, "line 2: 'buy' is 2, and the label of objective 'purchase'"),
     ({"test": [("a", "x", 1, "", 0)]}, "line 2: 'cart' is '', not a finite number"),
-    ({"valid": [("a", "x", 1, 0, 1)]}, "shop.valid.inter: no row has 'cart' 1"),
+    ({"valid": [("a", "x", 1, 0, 1)]}, "shop.valid.inter: no row of valid has 'cart' 1"),
     ({"train": [("", "x", 1, 1, 1)]}, "'user_id' is empty"),
 ]
 
