@@ -148,8 +148,8 @@ def numbered(file: AtomicFile, fields: DataFields) -> tuple[Rows, list[str], lis
             f"there twice ({int(twice.sum())} duplicate rows)."
         )
     tokens = [str(token) for token in users], [str(token) for token in items]
-    rows = Rows(user.astype(np.int64), item.astype(np.int64), None, *map(_keys, tokens))
-    return rows, *tokens
+    keys = _keys(tokens[0]), _keys(tokens[1])
+    return Rows(user.astype(np.int64), item.astype(np.int64), None, keys[0], keys[1]), *tokens
 
 
 def _keys(tokens: Iterable[str]) -> npt.NDArray[np.uint64]:

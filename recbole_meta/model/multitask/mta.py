@@ -188,6 +188,8 @@ class MTA(ObjectiveRecommender):
         return torch.addmm(bias, mixed, decoder.T)
 
     def distribution(self, users: Tensor, objective: str) -> Tensor:
+        if objective not in self.distributions:
+            return super().distribution(users, objective)  # refuses
         z, _ = self.posteriors(self.entries(users))
         return self.decode(self.mixed(z, objective), objective).softmax(-1)
 
