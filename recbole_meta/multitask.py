@@ -3,8 +3,9 @@
 A page of ``properties/multitask`` says which rows stand in it and what each may try. A row's
 settings are chosen for every objective apart (``choose: each``), as for a rule or a model of one
 objective, or once for all of them by the mean over objectives (``choose: mean``), as for a model
-that is one. Every trial and every run is a file: what has its file, made by the settings and data
-of today, is not done again.
+that is one. A distribution over categories is chosen by its own metric where settings are chosen
+``each``; it is in no mean, and a row whose model says none has no part in it. Every trial and every
+run is a file: what has its file, made by the settings and data of today, is not done again.
 """
 
 import json
@@ -24,10 +25,11 @@ from recbole_meta.benchmark import Row, Settings, read_row
 from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
-from recbole_meta.data.objectives import Objectives
+from recbole_meta.data.objectives import Objectives, by_kind
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.objectives import metric_name
+from recbole_meta.evaluation.rows import direction
 from recbole_meta.fitting import thread_limit
 from recbole_meta.model import multitask_models
 from recbole_meta.objective_fitting import (
@@ -49,6 +51,7 @@ from recbole_meta.tracking import (
 
 _log = logging.getLogger(__name__)
 METRIC = "ndcg@10"  # chooses settings, on valid
+SHARE_METRIC = "cross_entropy"  # those of a distribution
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Page:
     """A page of ``properties/multitask``."""
 
     dataset: str
-    protocol: str  # behaviours_given | behaviours_time
+    protocol: str  # behaviours_given | behaviours_time | behaviours_random
     seeds: tuple[Count, ...]  # of rows that train, where a row has none; the first one searches
     trials: Size
     rows: tuple[dict[str, Any], ...]
@@ -109,23 +112,24 @@ def read_multitask(name: str, objectives: Objectives) -> Multitask:
             raise SettingError(
                 f"{where}: '{row.ranges()[0]}' of '{row.name}' is a range: name the values to try."
             )
-        _check_trials(row, row.trials(page.trials), tuple(objectives), where)
+        _check_trials(row, row.trials(page.trials), objectives, where)
     return Multitask(name, page.dataset, page.seeds, page.trials, rows)
 
 
 def _check_trials(
-    row: MultitaskRow, trials: list[Settings], objectives: tuple[str, ...], where: str
+    row: MultitaskRow, trials: list[Settings], objectives: Objectives, where: str
 ) -> None:
     """Settings that cannot be, and objectives that no trial would be judged on."""
-    judged = [_judged(row.model, trial, objectives) for trial in trials]
+    ranked = tuple(by_kind(objectives)[0])
+    judged = [_judged(row.model, trial, ranked) for trial in trials]
     for trial in trials:
         _check_settings(row.model, trial, objectives)
-    missing = [name for name in objectives if not any(name in each for each in judged)]
+    missing = [name for name in ranked if not any(name in each for each in judged)]
     if missing:
         raise SettingError(
             f"{where}: no trial of '{row.name}' learns '{missing[0]}'. Name it in 'behaviour'."
         )
-    if row.choose == "mean" and any(each != objectives for each in judged):
+    if row.choose == "mean" and any(each != ranked for each in judged):
         raise SettingError(
             f"{where}: '{row.name}' has models of one behaviour: 'choose' must be each."
         )
@@ -141,14 +145,15 @@ def _is_multitask(model: str) -> bool:
     raise SettingError(f"Unknown multi-task model '{model}'. {nearest(model, known)}")
 
 
-def _check_settings(model: str, given: Settings, objectives: tuple[str, ...]) -> Settings:
+def _check_settings(model: str, given: Settings, objectives: Objectives) -> Settings:
+    ranked, said = map(tuple, by_kind(objectives))
     if _is_multitask(model):
-        return check_objective_settings(model, given, objectives)
-    return check_behaviour_settings(model, given, objectives)
+        return check_objective_settings(model, given, ranked, said)
+    return check_behaviour_settings(model, given, ranked)
 
 
 def _judged(model: str, trial: Settings, objectives: tuple[str, ...]) -> tuple[str, ...]:
-    """The objectives that a trial is judged on."""
+    """The behaviours that a trial is judged on."""
     return objectives if _is_multitask(model) else judged_objectives(trial, objectives)
 
 
@@ -176,7 +181,7 @@ def run_multitask(
     behaviours = open_behaviours(
         prepare_behaviours(about.dataset, data_path, prepared_path, about.protocol)
     )
-    page = read_multitask(name, behaviours.objectives)
+    page = read_multitask(name, behaviours.objectives | behaviours.distributions)
     check_writable(Path(runs))
     folder = Path(runs) / page.name
     with thread_limit(1):
@@ -196,13 +201,16 @@ class _RowRun:
         self.trials = row.trials(page.trials)
         self.seeds = row.seeds if _trains(row.model, self.trials[0]) else row.seeds[:1]
         self.made_by = {"sha256": behaviours.sha256, "model": row.model}
+        says = _is_multitask(row.model) and multitask_model(row.model).distributes
+        self.said = tuple(behaviours.distributions) if says else ()
+        self.judged = (*behaviours.objectives, *self.said)
         self._fits: dict[str, ObjectiveFit] = {}
 
     def run(self) -> None:
         """Search, then test; the row's own file says what was chosen and where its runs are."""
         start = time.perf_counter()
         scores = [self._trial(trial) for trial in self.trials]
-        chosen = {name: self._best(scores, name) for name in self.behaviours.objectives}
+        chosen = {name: self._best(scores, name) for name in self.judged}
         runs = {
             str(seed): {name: self._test(settings, seed) for name, settings in chosen.items()}
             for seed in self.seeds
@@ -218,13 +226,16 @@ class _RowRun:
 
     def _made_by(self, settings: Settings, seed: int) -> dict[str, Any]:
         """What a fit depends on: its settings over the model's page, the data, the seed."""
-        used = _check_settings(self.row.model, settings, tuple(self.behaviours.objectives))
+        objectives = self.behaviours.objectives | self.behaviours.distributions
+        used = _check_settings(self.row.model, settings, objectives)
         return self.made_by | {"settings": settings, "config": used, "seed": seed}
 
     def _score_of(self, means: Settings, objective: str) -> float:
         """What chooses the settings of an objective; it is not chosen where it was not judged."""
-        part = objective if self.row.choose == "each" else "mean"
-        return float(means.get(metric_name(part, METRIC), -math.inf))
+        metric = metric_name(objective if self.row.choose == "each" else "mean", METRIC)
+        if self.row.choose == "each" and objective in self.said:
+            metric = metric_name(objective, SHARE_METRIC)
+        return float(direction(metric) * means.get(metric, -direction(metric) * math.inf))
 
     def _best(self, scores: list[Settings], objective: str) -> Settings:
         best = max(range(len(scores)), key=lambda n: self._score_of(scores[n], objective))
@@ -249,7 +260,7 @@ class _RowRun:
         self._fits[digest(trial)] = fit
         best = {
             max(self._fits, key=lambda key: self._score_of(self._fits[key].valid.means(), name))
-            for name in self.behaviours.objectives
+            for name in self.judged
         }
         self._fits = {key: self._fits[key] for key in best}
 

@@ -3,7 +3,8 @@
 The unit is the user: a user's values are averaged over the seeds. The champion of a group is named
 on valid, per objective; ours is tested against the champions of the floors, of the rules, of
 RecBole's models and of the models of one objective (Wilcoxon, paired over users; Holm over all
-tests of the table).
+tests of the table). A distribution over categories has a part of its own, led by its cross-entropy,
+of which less is better: a gain is what is less. Rows whose models say none are not in it.
 """
 
 import json
@@ -25,6 +26,8 @@ _BASES = GROUPS[:-1]  # whose champions the later groups are compared with
 LEAD = "ndcg@10"
 _METRICS = ("ndcg@10", "recall@10")
 _QUERIES = ("", "/novel")
+SHARE_LEAD = "cross_entropy"  # of a distribution
+_SHARE_METRICS = ("cross_entropy", "recall@3")
 _RESAMPLES = 2_000
 
 Floats = npt.NDArray[np.float64]
@@ -39,6 +42,23 @@ class Cell:
     objective: str
     arrays: list[dict[str, npt.NDArray[Any]]]  # of each seed
     results: list[dict[str, Any]]
+
+    @property
+    def ranked(self) -> bool:
+        """Else it is a distribution."""
+        return f"{self.objective}/{LEAD}" in self.arrays[0]
+
+    @property
+    def lead(self) -> str:
+        """The metric that names champions and is tested."""
+        return f"{self.objective}/{LEAD if self.ranked else SHARE_LEAD}"
+
+    @property
+    def metrics(self) -> list[str]:
+        """What the table has of it."""
+        if not self.ranked:
+            return [f"{self.objective}/{metric}" for metric in _SHARE_METRICS]
+        return [f"{self.objective}/{metric}{query}" for metric in _METRICS for query in _QUERIES]
 
     def values(self, metric: str) -> Floats:
         """Each user's mean over seeds, [T]; nan: not in the slice."""
@@ -101,10 +121,9 @@ def _seconds(cells: Sequence[Cell], row: str) -> float:
 def _champions(cells: Sequence[Cell], objective: str) -> dict[str, Cell]:
     """The best of each group on valid."""
     best: dict[str, Cell] = {}
-    metric = f"{objective}/{LEAD}"
 
     def valid(cell: Cell) -> float:
-        return float(np.mean(cell.mean_of(metric, "valid_metrics")))
+        return _sign(cell.lead) * float(np.mean(cell.mean_of(cell.lead, "valid_metrics")))
 
     for cell in cells:
         if cell.objective == objective:
@@ -115,13 +134,12 @@ def _champions(cells: Sequence[Cell], objective: str) -> dict[str, Cell]:
 
 
 def _rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Every row, objective, metric and slice; the champions' tests on NDCG@10."""
+    """Every row, objective, metric and slice; the champions' tests on the leading metrics."""
     rows = []
     for objective in dict.fromkeys(cell.objective for cell in cells):
         best = _champions(cells, objective)
         for cell in (cell for cell in cells if cell.objective == objective):
-            for metric in (f"{objective}/{m}{query}" for m in _METRICS for query in _QUERIES):
-                rows.append(_row(cell, metric, best))
+            rows += [_row(cell, metric, best) for metric in cell.metrics]
     tests = {
         (number, key): row[key]
         for number, row in enumerate(rows)
@@ -153,12 +171,18 @@ def _row(cell: Cell, metric: str, best: dict[str, Cell]) -> dict[str, Any]:
                 f"p_{group}": None}  # fmt: skip
         if base is None or GROUPS.index(group) >= GROUPS.index(cell.group):
             continue
-        gain = paired_gain(values, base.values(metric), resamples=_RESAMPLES)
+        sign = _sign(metric)
+        gain = paired_gain(sign * values, sign * base.values(metric), resamples=_RESAMPLES)
         row |= {f"gain_{group}": _round(gain.mean), f"gain_{group}_low": _round(gain.low),
                 f"gain_{group}_high": _round(gain.high)}  # fmt: skip
-        if champion and LEAD in metric:
+        if champion and metric.startswith(cell.lead):
             row[f"p_{group}"] = wilcoxon_p(values, base.values(metric))
     return row
+
+
+def _sign(metric: str) -> int:
+    """1 where more is better."""
+    return -1 if metric.endswith(SHARE_LEAD) else 1
 
 
 def _round(value: float) -> float | None:
@@ -172,7 +196,8 @@ def _markdown(
     rows: list[dict[str, Any]],
     seconds: dict[str, float],
 ) -> list[str]:
-    objectives = list(dict.fromkeys(row["objective"] for row in rows))
+    said = list(dict.fromkeys(r["objective"] for r in rows if r["metric"].endswith(SHARE_LEAD)))
+    objectives = [o for o in dict.fromkeys(row["objective"] for row in rows) if o not in said]
     lines = [
         f"# {name}", "",
         f"Made by `recbole-meta multitask {name}`; all figures are in `table.json`. NDCG@10, mean",
@@ -194,9 +219,29 @@ def _markdown(
         for other in page["published"] if not query else ():
             cells = [f"{other['metrics'][f'{o}/{LEAD}']:.4f}" for o in objectives]
             lines.append(f"| published | {other['name']} | {' | '.join(cells)} |")
+    for objective in said:
+        lines += _distribution(objective, rows)
     lines += [f"\n{other['name']}: {other['note']}" for other in page["published"]]
     lines += ["", "## Settings, chosen on valid", ""]
     return lines + [line for unit in units for line in _chosen(unit, page, seconds[unit["row"]])]
+
+
+def _distribution(objective: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The part of a distribution over categories."""
+    found = {
+        (r["model"], r["metric"].split("/")[1]): r for r in rows if r["objective"] == objective
+    }
+    count = next(iter(found.values()))["n_tasks"]
+    lines = [
+        "", f"## {objective}: a distribution over categories ({count} users)", "",
+        "Cross-entropy (less is better) to a user's own distribution in test, and the share of it",
+        "in the three likeliest categories over the largest that any three have.", "",
+        "| group | model | cross_entropy | recall@3 |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for model, row in {model: row for (model, _), row in found.items()}.items():
+        cells = " | ".join(_cell(found[model, metric]) for metric in _SHARE_METRICS)
+        lines.append(f"| {row['group']} | {model} | {cells} |")
+    return lines
 
 
 def rows_of(rows: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from recbole_meta.evaluation.objectives import (
     ObjectiveJudged,
     check_metric,
 )
+from recbole_meta.evaluation.rows import direction
 from recbole_meta.model import multitask_models
 from recbole_meta.settings import load_properties, properties_folder, read_settings
 from recbole_meta.trainer import Trainer
@@ -35,14 +36,18 @@ def multitask_model(name: str) -> type:
 
 
 def check_objective_settings(
-    name: str, given: Mapping[str, Any], objectives: tuple[str, ...]
+    name: str,
+    given: Mapping[str, Any],
+    objectives: tuple[str, ...],
+    distributions: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """All settings of a model: those given over its page, refused where they cannot be."""
     kind = get_type_hints(multitask_model(name))["settings"]
     values = load_properties("model", name) | dict(given)
     settings = read_settings(kind, values, name)
     if "stop_by" in values:
-        check_metric(values["stop_by"], objectives, f"{name}: 'stop_by'")
+        said = distributions if multitask_model(name).distributes else ()
+        check_metric(values["stop_by"], objectives, f"{name}: 'stop_by'", said)
     return {each.name: getattr(settings, each.name) for each in fields(settings)}
 
 
@@ -66,9 +71,15 @@ class ObjectiveFit:
         judge = self.judge(behaviours)
         start = time.perf_counter()
         self.model.eval()
-        judged = judge.judge(self.model.rank, type(self.model).__name__)
+        judged = judge_model(judge, self.model, type(self.model).__name__)
         self.seconds["evaluate"] = time.perf_counter() - start
         return judged
+
+
+def judge_model(judge: ObjectiveJudge, model: Any, name: str) -> ObjectiveJudged:
+    """By its rankings, and by its distributions where it says any."""
+    say = model.distribution if getattr(model, "distributes", False) else None
+    return judge.judge(model.rank, name, say)
 
 
 def objective_config(
@@ -77,15 +88,22 @@ def objective_config(
     """RecBole's Config of a multi-task model; labels are loaded beside users and items."""
     inter = [behaviours.fields.user, behaviours.fields.item]
     labels = {name: objective.label for name, objective in behaviours.objectives.items()}
+    said = {
+        name: {"label": objective.label, "given": objective.given}
+        for name, objective in behaviours.distributions.items()
+    }
+    categories = dict.fromkeys(each["label"] for each in said.values())
     values = {
         "seed": seed,
         "reproducibility": True,
         "show_progress": False,
         **settings,
         "load_col": {
-            "inter": [*inter, *labels.values()], "user": inter[:1], "item": inter[1:],
+            "inter": [*inter, *labels.values()], "user": inter[:1],
+            "item": [*inter[1:], *categories],
         },
         "objectives": labels,
+        "distributions": said,
         "data_path": str(behaviours.path.parent),
         "benchmark_filename": list(SPLITS),
         "checkpoint_dir": gettempdir(),
@@ -107,8 +125,13 @@ def train_set(behaviours: Behaviours) -> Any:
 @cache
 def judges(behaviours: Behaviours, dataset: Any) -> dict[str, ObjectiveJudge]:
     """Of valid and test; of valid once more without the novel slice, where epochs are chosen."""
-    found = {split: ObjectiveJudge(behaviours, split, dataset) for split in SPLITS[1:]}
-    return found | {"epoch": ObjectiveJudge(behaviours, "valid", dataset, (ALL,))}
+    said = tuple(behaviours.distributions)
+
+    def judge(split: str, *queries: str) -> ObjectiveJudge:
+        return ObjectiveJudge(behaviours, split, dataset, queries, distributions=said)
+
+    found = {split: judge(split, ALL, NOVEL) for split in SPLITS[1:]}
+    return found | {"epoch": judge("valid", ALL)}
 
 
 def fit_objectives(
@@ -123,7 +146,7 @@ def fit_objectives(
     model, trainer, used = fit_model(name, behaviours, seed, settings, device)
     seconds = {"fit": time.perf_counter() - start}
     judge = judges(behaviours, train_set(behaviours))["valid"]
-    valid = judge.judge(model.rank, name)
+    valid = judge_model(judge, model, name)
     return ObjectiveFit(model, valid, used, seconds, trainer.best_epoch, trainer.history)
 
 
@@ -138,7 +161,9 @@ def fit_model(
     """The model, its trainer and all its settings; the epoch is chosen on valid by 'stop_by', or
     by ``validate`` of the model.
     """
-    used = check_objective_settings(name, settings, tuple(behaviours.objectives))
+    used = check_objective_settings(
+        name, settings, tuple(behaviours.objectives), tuple(behaviours.distributions)
+    )
     dataset = train_set(behaviours)
     config = objective_config(name, behaviours, seed, used, device)
     with contained():
@@ -153,7 +178,10 @@ def fit_model(
                 trainer.optimizer.param_groups[0].update(fused=True, foreach=False)
             split = "valid" if used["stop_by"].endswith(NOVEL) else "epoch"
             each = judges(behaviours, dataset)[split]
-            trainer.validate = lambda: each.judge(model.rank, name).means()[used["stop_by"]]
+            metric = used["stop_by"]
+            trainer.validate = lambda: (
+                direction(metric) * judge_model(each, model, name).means()[metric]
+            )
             if validate is not None:
                 trainer.validate = lambda: validate(model)
             trainer.after_epoch = lambda entry: _log.info("%s %s", name, entry)

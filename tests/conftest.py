@@ -128,6 +128,62 @@ def shop(write_splits, shop_rows):
     return open_behaviours(prepare_behaviours("shop", folder, folder / "prepared"))
 
 
+FILMS = """
+behaviours:
+  like: {label: "rating >= 4", type: binary}
+  love: {label: "rating >= 5", type: binary}
+  seen: {label: "rating >= 2", type: binary}
+  interest: {label: genre, type: distribution, given: like}
+"""
+
+
+@pytest.fixture(scope="session")
+def write_films(tmp_path_factory) -> Callable:
+    """``write_films(rows, genres)``: a data set 'films' of rated items (user, item, rating), whose
+    genres are named or none; the folder above it.
+    """
+
+    def write(rows, genres, page: str = FILMS, kind: str = "token_seq") -> Path:
+        folder = tmp_path_factory.mktemp("films")
+        (folder / "films").mkdir()
+        tables = {
+            "inter": ["user_id:token\titem_id:token\trating:float", *rows],
+            "item": [f"item_id:token\tgenre:{kind}", *genres.items()],
+        }
+        for name, (head, *lines) in tables.items():
+            text = "\n".join([head, *("\t".join(map(str, line)) for line in lines)]) + "\n"
+            (folder / "films" / f"films.{name}").write_text(text, encoding="utf-8")
+        (folder / "films" / "films.yaml").write_text(page, encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def film_rows() -> tuple[list[tuple], dict[str, str]]:
+    """40 users with 20 of 30 films each, rated by taste; two of the films have no genre."""
+    rng = np.random.default_rng(5)
+    genres = {f"i{i}": " ".join(["abc"[i % 3], *("d" * (i % 4 == 0))]) for i in range(30)}
+    genres |= {"i7": "", "i19": ""}
+    taste = rng.normal(size=(40, 3))
+    rows = []
+    for user in range(40):
+        for item in rng.permutation(30)[:20]:
+            rating = 3.2 + taste[user, item % 3] + 0.5 * rng.normal()
+            rows.append((f"u{user}", f"i{item}", int(np.clip(np.round(rating), 1, 5))))
+    return rows, genres
+
+
+@pytest.fixture(scope="session")
+def films(write_films, film_rows):
+    """The same, prepared by behaviours_random and opened."""
+    from recbole_meta.data.behaviours import open_behaviours, prepare_behaviours
+
+    folder = write_films(*film_rows)
+    path = prepare_behaviours("films", folder, folder / "prepared", "behaviours_random")
+    return open_behaviours(path)
+
+
 @pytest.fixture(scope="session")
 def sample_path() -> Path:
     """The folder of the sample data set ``tiny``: even users love even items, odd users odd."""

@@ -255,7 +255,8 @@ def test_pages_that_would_stop_in_the_middle_are_refused(ran, tmp_path, found, c
 @pytest.mark.parametrize("name", names("multitask"))
 def test_pages_of_ours_are_read(name):
     page = module.multitask_page(name)[1]
-    read_multitask(name, read_behaviours(page.dataset))
+    drawn = page.protocol == "behaviours_random"
+    read_multitask(name, read_behaviours(page.dataset, expressions=drawn))
 
 
 def test_a_page_of_behaviours_by_time_becomes_a_table(tmp_path):
@@ -300,3 +301,85 @@ def test_clean_finds_what_was_written(ran, capsys):
     files = {str(path) for path in (folder / "runs").rglob("*.json")}
     assert {name for name in files if not name.endswith("result.json")} <= named
     assert any("behaviours_given" in name for name in named)
+
+
+# User interest.
+
+INTEREST = """
+dataset: films
+protocol: behaviours_random
+seeds: [1, 2]
+trials: 4
+rows:
+  - name: Pop
+    model: ObjectivePop
+    choose: each
+    grid: {reg_user: [0.01, 3.0, 1000000.0]}
+  - {name: EASE, model: ObjectiveEASE, choose: each, fixed: {reg_weight: 10.0}}
+  - name: MTA
+    model: MTA
+    choose: mean
+    fixed: {epochs: 4, eval_step: 1, embedding_size: 4, train_batch_size: 8}
+    grid: {learning_rate: [0.001, 0.02]}
+  - name: One each
+    model: MTA
+    group: single
+    choose: each
+    fixed: &own {epochs: 4, eval_step: 1, embedding_size: 4, train_batch_size: 8, inputs: own}
+    grid:
+      "weights,stop_by":
+        - [{interest: 0.0}, mean/ndcg@10]
+        - [{like: 0.0, love: 0.0, seen: 0.0}, interest/cross_entropy]
+published: []
+"""
+
+
+@pytest.fixture(scope="module")
+def interest(write_films, film_rows):
+    """(folder, page) after a run and its table."""
+    folder = write_films(*film_rows)
+    page = folder / "table.yaml"
+    page.write_text(INTEREST, encoding="utf-8")
+    arguments = [
+        "multitask", str(page), "--data_path", str(folder), "--runs", str(folder / "runs"),
+        "--prepared_path", str(folder / "prepared"), "--results", str(folder / "results"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    return folder
+
+
+def test_a_distribution_is_chosen_by_its_cross_entropy(interest):
+    for row, objectives in (("Pop", ["interest"]), ("Oneeach", ["interest"])):
+        found = unit(interest, row)
+        for objective in objectives:
+            losses = [means[f"{objective}/cross_entropy"] for means in found["scores"]]
+            assert found["chosen"][objective] == found["trials"][int(np.argmin(losses))]
+    whole = unit(interest, "MTA")  # one model for all: by the mean over rankings
+    scores = [means["mean/ndcg@10"] for means in whole["scores"]]
+    best = whole["trials"][int(np.argmax(scores))]
+    assert all(chosen == best for chosen in whole["chosen"].values())
+    assert list(whole["chosen"]) == ["like", "love", "seen", "interest"]
+    assert list(unit(interest, "EASE")["chosen"]) == ["like", "love", "seen"]
+
+
+def test_a_table_has_a_distribution_of_those_who_say_one(interest):
+    mine = [row for row in rows(interest) if row["objective"] == "interest"]
+    assert {row["model"] for row in mine} == {"Pop", "MTA", "One each"}
+    assert {row["metric"] for row in mine} == {"interest/cross_entropy", "interest/recall@3"}
+    loss = {row["model"]: row for row in mine if row["metric"] == "interest/cross_entropy"}
+    for row in loss.values():
+        of_group = [other["valid"] for other in loss.values() if other["group"] == row["group"]]
+        assert row["champion"] == (row["valid"] == min(of_group))
+    gain = loss["MTA"]["gain_floor"]  # less is better
+    assert gain == pytest.approx(loss["Pop"]["mean"] - loss["MTA"]["mean"], abs=2e-4)
+    assert loss["MTA"]["p_floor"] is not None and loss["MTA"]["gain_rule"] is None
+    ranked = [row for row in rows(interest) if row["objective"] == "seen"]
+    assert {row["model"] for row in ranked} == {"Pop", "EASE", "MTA", "One each"}
+
+
+def test_the_page_shows_a_distribution_apart(interest):
+    text = (interest / "results" / "table" / "table.md").read_text("utf-8")
+    rankings, shares = text.split("## interest: a distribution over categories (")
+    assert "| group | model | like (" in rankings and "interest (" not in rankings
+    assert "| rule | EASE |" in rankings
+    assert "| rule | EASE |" not in shares and "| ours | MTA |" in shares

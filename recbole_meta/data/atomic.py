@@ -168,6 +168,19 @@ class AtomicFile:
         found._text = "\n".join([self.header, *found.lines])
         return found
 
+    def with_labels(self, kept: Sequence[str], labels: Mapping[str, npt.NDArray[np.bool_]]) -> Self:
+        """A copy that has these columns of tokens, and these of 0 and 1, alone."""
+        found = copy.copy(self)
+        tokens = [*self.read(kept).values()]
+        marks = [np.where(label, "1", "0") for label in labels.values()]
+        named = [*(f"{name}:token" for name in kept), *(f"{name}:float" for name in labels)]
+        found.header, found.columns = "\t".join(named), [*kept, *labels]
+        found.types = dict(column.split(":", 1) for column in named)
+        found._check_header()
+        found.lines = ["\t".join(texts) for texts in zip(*tokens, *marks, strict=True)]
+        found._text = "\n".join([found.header, *found.lines])
+        return found
+
     def part(self, rows: Iterable[int]) -> Self:
         """A copy that has these lines alone."""
         found = copy.copy(self)

@@ -5,12 +5,17 @@ A split is a wide file with one column of 0 and 1 per objective (`objectives`):
 - ``behaviours_given``: the source has ``<dataset>.<train | valid | test>.inter``, which are copied
   line by line.
 - ``behaviours_time``: ``<dataset>.inter`` is cut by the times of its events (`behaviour_cuts`).
+- ``behaviours_random``: rows of ``<dataset>.inter`` are drawn, labels may be expressions
+  (`behaviour_rows`).
 
 Beside each stands what has one objective alone, ``train_purchase`` for example, so that any RecBole
 model, unmodified, learns and ranks one behaviour; the wide file without its labels is the union.
 
 A pair may be a click in train and a purchase in test. What may not be: a pair of one behaviour in
 two splits (`Behaviours.check_leaks`).
+
+A distribution that is ``given`` a behaviour is over the categories of the items that a user has
+under it in the split: their field stands in ``.item``.
 """
 
 import json
@@ -26,8 +31,15 @@ import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Ints
 from recbole_meta.data.behaviour_cuts import cut_behaviours
+from recbole_meta.data.behaviour_rows import by_column, draw_behaviours
 from recbole_meta.data.label_times import described_times, read_label_times
-from recbole_meta.data.objectives import Objectives, described, objectives_of, read_behaviours
+from recbole_meta.data.objectives import (
+    Objectives,
+    by_kind,
+    described,
+    objectives_of,
+    read_behaviours,
+)
 from recbole_meta.data.prepare import (
     FORMAT,
     DataFields,
@@ -43,7 +55,7 @@ from recbole_meta.data.prepared import PreparedFolder, pairs_of
 from recbole_meta.errors import DataError, LeakError, SettingError, nearest
 from recbole_meta.settings import load_yaml
 
-PROTOCOLS = ("behaviours_given", "behaviours_time")
+PROTOCOLS = ("behaviours_given", "behaviours_time", "behaviours_random")
 SPLITS = ("train", "valid", "test")
 
 
@@ -66,46 +78,60 @@ def prepare_behaviours(
     data_path: str | Path = "dataset",
     prepared_path: str | Path = "dataset/prepared",
     protocol: str = "behaviours_given",
+    seed: int = 0,
 ) -> Path:
-    """The prepared folder of a data set's splits, made if it is not there yet."""
+    """The prepared folder of a data set's splits, made if it is not there yet; ``seed``: of the
+    rows' order, where they are drawn.
+    """
     if protocol not in PROTOCOLS:
         raise SettingError(
             f"Protocol '{protocol}' splits no behaviours. {nearest(protocol, PROTOCOLS)}"
         )
+    drawn, times = protocol == "behaviours_random", None
     if protocol == "behaviours_given":
-        files, times = find_splits(dataset, data_path), None
+        files = find_splits(dataset, data_path)
         source = files["train"].parent
     else:
         source = find_dataset(dataset, data_path)
-        files, times = {"inter": source / f"{dataset}.inter"}, read_label_times(dataset, source)
+        files = {"inter": source / f"{dataset}.inter"}
+    if protocol == "behaviours_time":
+        times = read_label_times(dataset, source)
         if times is None:
             raise SettingError(
                 f"behaviours_time: the page of '{dataset}' does not say when behaviours happened: "
                 "write 'times: {file: .., columns: {<column>: <column of times>}}' into it."
             )
         files["times"] = source / times.file
-    fields, objectives = read_fields(dataset, source), read_behaviours(dataset, source)
+    fields, objectives = read_fields(dataset, source), read_behaviours(dataset, source, drawn)
     files |= {side: source / f"{dataset}.{side}" for side in ("user", "item")}
     inputs = {path.name: sha256(path.read_bytes()) for path in files.values() if path.is_file()}
     named = described(objectives)
     about = [FORMAT, dataset, protocol, named, asdict(fields), inputs]
     about += [described_times(times)] if times is not None else []
+    about += [seed] if drawn else []
     key = sha256(json.dumps(about).encode())[:8]
 
     def fill(name: str, temporary: Path) -> dict[str, Any]:
         more: dict[str, Any] = {}
-        if times is None:
+        columns = by_column(objectives) if drawn else objectives
+        ranked, distributions = by_kind(columns)
+        if drawn:
+            whole = AtomicFile(files["inter"])
+            splits, more = draw_behaviours(whole, fields, objectives, seed)
+        elif times is None:
             splits = {split: AtomicFile(files[split]) for split in SPLITS}
         else:
             whole = AtomicFile(files["inter"])
-            _checked(whole, fields, objectives)
-            splits, more = cut_behaviours(whole, times, fields, objectives)
-        counts = _write_files(temporary / name, splits, files, fields, objectives)
+            _checked(whole, fields, ranked)
+            splits, more = cut_behaviours(whole, times, fields, ranked)
+        _check_categories(files["item"], distributions)
+        counts = _write_files(temporary / name, splits, files, fields, ranked)
         write_recbole(temporary, _recbole_settings(name, fields))
         return {
             "format": FORMAT, "dataset": dataset, "protocol": protocol, "kind": protocol,
-            "objectives": named, "fields": asdict(fields), "counts": counts | more,
+            "objectives": described(columns), "fields": asdict(fields), "counts": counts | more,
             "inputs": inputs, **described_times(times),
+            **({"labels": named, "seed": seed} if drawn else {}),
         }  # fmt: skip
 
     return made_once(Path(prepared_path) / f"{dataset}-{protocol}-{key}", source, fill)
@@ -140,6 +166,20 @@ def _write_files(
         target = stem.with_name(f"{stem.name}.{side}")
         write_side(files[side], target, field, features, sorted(tokens[side]))
     return {"users": len(tokens["user"]), "items": len(tokens["item"]), "rows_of": rows_of}
+
+
+def _check_categories(path: Path, distributions: Objectives) -> None:
+    """The items say their categories, as tokens."""
+    for name, objective in distributions.items():
+        about, label = f"Objective '{name}' is over the field '{objective.label}'", objective.label
+        if not path.is_file():
+            raise DataError(f"{about} of items, and there is no file {path.name}.")
+        file = AtomicFile(path)
+        file.require(label)
+        if not file.types[label].startswith("token"):
+            raise DataError(
+                f"{about}, whose type in {path.name} is '{file.types[label]}', no token."
+            )
 
 
 def _checked(file: AtomicFile, fields: DataFields, objectives: Objectives) -> pd.DataFrame:
@@ -198,7 +238,8 @@ class Behaviours(PreparedFolder):
         if self.description.get("kind") not in PROTOCOLS:
             raise DataError(f"{self.path} is no folder of splits with several behaviours.")
         where = str(self.path / "protocol.json")
-        self.objectives: Objectives = objectives_of(self.description["objectives"], where)
+        found = objectives_of(self.description["objectives"], where)
+        self.objectives, self.distributions = by_kind(found)  # by name: ranked; of categories
 
     @cache  # noqa: B019 - a folder is read once and kept
     def rows(self, split: str) -> pd.DataFrame:

@@ -11,7 +11,8 @@ unobserved. An objective that is ``given`` a binary one has labels only where th
 that is not, and whose label is 1 in all rows, is implicit feedback: drawn rows are its 0.
 
 ``behaviours``, with entries of the same form, are those of full rankings of several behaviours
-(`behaviours`) where they are others than the objectives of rows.
+(`behaviours`) where they are others than the objectives of rows: binary ones, which are ranked, and
+distributions that are ``given`` one of them, over the categories of its items.
 """
 
 import re
@@ -49,11 +50,15 @@ def read_objectives(dataset: str, source: Path | None = None) -> Objectives:
     return objectives_of(values.get("objectives"), where)
 
 
-def read_behaviours(dataset: str, source: Path | None = None) -> Objectives:
-    """Those of full rankings: ``behaviours`` of the page, else its objectives."""
+def read_behaviours(
+    dataset: str, source: Path | None = None, expressions: bool = False
+) -> Objectives:
+    """Those of full rankings: ``behaviours`` of the page, else its objectives; ``expressions``:
+    labels need be no columns.
+    """
     values, where = read_page(dataset, source)
     found = objectives_of(values.get("behaviours", values.get("objectives")), where)
-    return only_behaviours(found, where)
+    return only_behaviours(found, where, expressions)
 
 
 def objectives_of(values: Any, where: str) -> Objectives:
@@ -81,25 +86,40 @@ def objectives_of(values: Any, where: str) -> Objectives:
     return found
 
 
-def only_behaviours(objectives: Objectives, where: str) -> Objectives:
+def only_behaviours(objectives: Objectives, where: str, expressions: bool = False) -> Objectives:
     """Refuse what splits with one column per behaviour cannot hold."""
     for name, objective in objectives.items():
         about = f"{where}, objective '{name}'"
         if objective.metrics:
             raise SettingError(f"{about}: 'metrics' are of rows; full rankings have their own.")
+        if objective.type == "distribution":
+            if objective.given is None:
+                raise SettingError(
+                    f"{about}: a distribution of full rankings must be 'given' a behaviour, whose "
+                    "items it is over."
+                )
+            continue
         if objective.type != "binary" or objective.given is not None:
             raise SettingError(
                 f"{about}: full rankings have behaviours, binary and not 'given' one another; "
                 "objectives of rows have the protocols rows_random and rows_time. 'behaviours' of "
                 "the page names others."
             )
-        if not re.fullmatch(r"\w+", objective.label):
+        if not expressions and not re.fullmatch(r"\w+", objective.label):
             raise SettingError(
                 f"{about}: 'label' is '{objective.label}', which is no name of a column. "
                 "Splits of behaviours have a column of 0 and 1 for each; 'behaviours' of the page "
                 "may name others than its objectives of rows."
             )
+    if not by_kind(objectives)[0]:
+        raise SettingError(f"{where}: full rankings have at least one binary behaviour.")
     return objectives
+
+
+def by_kind(objectives: Objectives) -> tuple[Objectives, Objectives]:
+    """Of full rankings: the behaviours, which are ranked, and the distributions over categories."""
+    said = {name: each for name, each in objectives.items() if each.type == "distribution"}
+    return {name: each for name, each in objectives.items() if name not in said}, said
 
 
 def described(objectives: Objectives) -> dict[str, dict[str, Any]]:

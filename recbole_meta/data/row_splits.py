@@ -100,27 +100,16 @@ def _write(
 ) -> dict[str, Any]:  # fmt: skip
     """The three files, users and items; how many there are of all."""
     file = AtomicFile(files["inter"])
-    columns = file.read([fields.user, fields.item])
-    for side in (fields.user, fields.item):
-        check_tokens(columns[side], side, file.path)
-    user, users = pd.factorize(np.asarray(columns[fields.user], dtype=str), sort=True)
-    item, items = pd.factorize(np.asarray(columns[fields.item], dtype=str), sort=True)
-    twice = pd.Series(user.astype(np.int64) * len(items) + item).duplicated()
-    if twice.any():
-        raise DataError(
-            f"{file.path.name}, line {int(np.argmax(twice)) + 2}: a pair of user and item stands "
-            f"there twice ({int(twice.sum())} duplicate rows)."
-        )
-    _check_labels(file, objectives)
+    rows, users, items = numbered(file, fields)
+    check_labels(file, objectives)
     time = None
     if protocol == "rows_time":
         if fields.time is None:
             raise DataError("rows_time needs a time field, and the data set names none.")
         time = file.numbers(fields.time)
-    rows = Rows(user.astype(np.int64), item.astype(np.int64), time, _keys(users), _keys(items))
     ends: dict[str, float] = {}
     if time is None:
-        chosen, left = _by_user(rows, seed), 0
+        chosen, left = by_user(rows, seed), 0
     else:
         chosen, left, ends = _by_time(rows, time)
     happened = {} if times is None else behaviour_times(times, file, fields)
@@ -139,10 +128,28 @@ def _write(
         ("item", fields.item, fields.item_features, items),
     ):
         target = stem.with_name(f"{stem.name}.{side}")
-        write_side(files[side], target, field, features, [str(token) for token in tokens])
+        write_side(files[side], target, field, features, tokens)
     return {"users": len(users), "items": len(items), "left_out": left,
             "rows_of": {name: len(numbers) for name, numbers in chosen.items()},
             **({"undone": undone} if happened else {})}  # fmt: skip
+
+
+def numbered(file: AtomicFile, fields: DataFields) -> tuple[Rows, list[str], list[str]]:
+    """The rows by number, without times, and the tokens of users and items; a pair stands once."""
+    columns = file.read([fields.user, fields.item])
+    for side in (fields.user, fields.item):
+        check_tokens(columns[side], side, file.path)
+    user, users = pd.factorize(np.asarray(columns[fields.user], dtype=str), sort=True)
+    item, items = pd.factorize(np.asarray(columns[fields.item], dtype=str), sort=True)
+    twice = pd.Series(user.astype(np.int64) * len(items) + item).duplicated()
+    if twice.any():
+        raise DataError(
+            f"{file.path.name}, line {int(np.argmax(twice)) + 2}: a pair of user and item stands "
+            f"there twice ({int(twice.sum())} duplicate rows)."
+        )
+    tokens = [str(token) for token in users], [str(token) for token in items]
+    keys = _keys(tokens[0]), _keys(tokens[1])
+    return Rows(user.astype(np.int64), item.astype(np.int64), None, keys[0], keys[1]), *tokens
 
 
 def _keys(tokens: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -150,7 +157,8 @@ def _keys(tokens: Iterable[str]) -> npt.NDArray[np.uint64]:
     return np.array([int(sha256(token.encode())[:16], 16) for token in tokens], dtype=np.uint64)
 
 
-def _by_user(rows: Rows, seed: int) -> dict[str, Ints]:
+def by_user(rows: Rows, seed: int) -> dict[str, Ints]:
+    """Of every user a tenth of the rows for test and for valid, in the order of a seeded hash."""
     order = np.lexsort((pair_hash(rows, seed), rows.user))
     user = rows.user[order]
     length = np.bincount(user)[user]
@@ -172,7 +180,7 @@ def _by_time(rows: Rows, time: Floats) -> tuple[dict[str, Ints], int, dict[str, 
     return {n: np.flatnonzero(mask) for n, mask in found.items()}, left, ends
 
 
-def _check_labels(file: AtomicFile, objectives: Objectives) -> None:
+def check_labels(file: AtomicFile, objectives: Objectives) -> None:
     """Every label can be made, and says something."""
     labels = row_labels(file, objectives)
     for name, values in labels.items():

@@ -8,10 +8,14 @@
 Only users with a positive are judged. A metric is named ``purchase/ndcg@10`` or
 ``purchase/ndcg@10/novel``; ``mean/ndcg@10`` is the mean over objectives and ``worst/ndcg@10`` the
 smallest of them.
+
+A model that says distributions over categories is judged on them apart, in no mean of rankings:
+``interest/cross_entropy``, ``interest/recall@3`` of `evaluation.rows`, to the user's observed one,
+the mean of the items that he has in the split under the behaviour that it is given.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +25,19 @@ from recbole.data.dataset import Dataset
 from torch import Tensor
 
 from recbole_meta.data.behaviours import Behaviours, codes
+from recbole_meta.data.row_loader import category_shares
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.evaluation.metrics import mean
 from recbole_meta.evaluation.ranking import Metrics, Pairs, Ranking, rows_of
+from recbole_meta.evaluation.rows import VALUES, distribution_metrics
 
 ALL, NOVEL = "all", "novel"
 METRICS = ("ndcg@10", "recall@10", "mrr@10", "hit@10")
+SHARES = VALUES["distribution"]
 _USERS = 256  # ranked at a time
 
 Rank = Callable[[Tensor, str], Tensor]  # users [B] by id, objective -> scores [B, I]
+Say = Callable[[Tensor, str], Tensor]  # users [B] by id, distribution -> shares [B, C]
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class ObjectiveJudged:
     tasks: dict[str, npt.NDArray[Any]]  # objective -> tokens [T]
     metrics: dict[str, Metrics]  # objective -> all | novel -> metric -> [T], nan: not in it
     lists: dict[str, dict[str, npt.NDArray[Any]]]  # objective -> arrays of the ranking of all
+    shares: dict[str, Metrics] = field(default_factory=dict)  # distribution -> metric -> [T]
 
     def means(self) -> dict[str, float]:
         """The mean over users of each metric by its name, then the mean and the worst objective."""
@@ -53,6 +62,8 @@ class ObjectiveJudged:
                 values = [found[metric_name(name, metric, query)] for name in self.metrics]
                 found[metric_name("mean", metric, query)] = float(np.mean(values))
                 found[metric_name("worst", metric, query)] = float(np.min(values))
+        for name, metrics in self.shares.items():
+            found |= {metric_name(name, key): mean(values) for key, values in metrics.items()}
         return found
 
     def to_npz(self) -> dict[str, npt.NDArray[Any]]:
@@ -65,6 +76,9 @@ class ObjectiveJudged:
             for query, metrics in queries.items():
                 for metric, values in metrics.items():
                     found[metric_name(objective, metric, query)] = values
+        for name, metrics in self.shares.items():
+            found[f"{name}/task"] = self.tasks[name]
+            found |= {metric_name(name, key): values for key, values in metrics.items()}
         return found
 
 
@@ -73,7 +87,9 @@ def metric_name(objective: str, metric: str, query: str = ALL) -> str:
     return f"{objective}/{metric}" + ("" if query == ALL else f"/{query}")
 
 
-def check_metric(name: str, objectives: tuple[str, ...], where: str) -> None:
+def check_metric(
+    name: str, objectives: tuple[str, ...], where: str, distributions: tuple[str, ...] = ()
+) -> None:
     """Refuse what is no metric's name."""
     known = [
         metric_name(objective, metric, query)
@@ -81,13 +97,14 @@ def check_metric(name: str, objectives: tuple[str, ...], where: str) -> None:
         for metric in METRICS
         for query in (ALL, NOVEL)
     ]
+    known += [metric_name(each, metric) for each in distributions for metric in SHARES]
     if name not in known:
         raise SettingError(f"{where} is '{name}'. {nearest(name, known)}")
 
 
 class ObjectiveJudge:
     """Ranks for every objective, or for those named, the users of one split who have a positive
-    of it.
+    of it; judges what is said of the named distributions.
     """
 
     def __init__(
@@ -97,6 +114,7 @@ class ObjectiveJudge:
         dataset: Dataset,
         queries: tuple[str, ...] = (ALL, NOVEL),
         objectives: tuple[str, ...] | None = None,
+        distributions: tuple[str, ...] = (),
     ) -> None:
         self.users = dataset.field2token_id[dataset.uid_field]
         self.items = dataset.field2token_id[dataset.iid_field]
@@ -105,14 +123,19 @@ class ObjectiveJudge:
             name: _One(self, behaviours, split, name, item_token, queries)
             for name in (behaviours.objectives if objectives is None else objectives)
         }
+        self.shares = {
+            name: _Shares(self, behaviours, split, name, dataset) for name in distributions
+        }
 
-    def judge(self, rank: Rank, model: str) -> ObjectiveJudged:
-        """Every objective by the rankings of a model."""
-        tasks, metrics, lists = {}, {}, {}
+    def judge(self, rank: Rank, model: str, say: Say | None = None) -> ObjectiveJudged:
+        """Every objective by the rankings of a model, and by what it says of distributions."""
+        tasks, metrics, lists, shares = {}, {}, {}, {}
         for name, one in self.judged.items():
             tasks[name] = one.tasks
             metrics[name], lists[name] = one.judge(rank, model)
-        return ObjectiveJudged(tasks, metrics, lists)
+        for name, each in self.shares.items() if say is not None else ():
+            tasks[name], shares[name] = each.tasks, each.judge(say, model)
+        return ObjectiveJudged(tasks, metrics, lists, shares)
 
 
 class _One:
@@ -182,3 +205,34 @@ class _One:
         hidden = scores.clone()
         hidden[rows_of(self.masked[query], row_of)] = -torch.inf
         return hidden
+
+
+class _Shares:
+    """One distribution: its users, who have an item with a category in the split, and theirs."""
+
+    def __init__(
+        self, judge: ObjectiveJudge, behaviours: Behaviours, split: str, name: str, dataset: Dataset
+    ) -> None:
+        self.name, objective = name, behaviours.distributions[name]
+        rows = behaviours.positives(split, str(objective.given))
+        shares = category_shares(dataset, objective.label).double().numpy()
+        label = shares[codes(rows, judge.users, judge.items)[1]]  # [N, C]
+        about = label.sum(1) > 0
+        if not about.any():
+            raise DataError(f"Objective '{name}' has no category in {split}.")
+        self.label = label[about]
+        users = np.array(rows["user"], dtype=str)[about]
+        self.tasks, self.task = np.unique(users, return_inverse=True)
+        self.user = torch.tensor([judge.users[task] for task in self.tasks])  # [T]
+
+    def judge(self, say: Say, model: str) -> Metrics:
+        """Of each user the metrics of what is said, [T]."""
+        with torch.no_grad():
+            parts = [say(part, self.name).cpu() for part in self.user.split(_USERS)]
+        said = torch.cat(parts).double().numpy()  # [T, C]
+        wrong = ~np.isfinite(said).all(1) | (said < 0).any(1) | (np.abs(said.sum(1) - 1) > 1e-4)
+        if wrong.any():
+            raise DataError(
+                f"{model} says no distribution of '{self.name}' for {int(wrong.sum())} users."
+            )
+        return distribution_metrics(self.task, self.label, said[self.task], len(self.tasks))

@@ -166,7 +166,7 @@ class RowJudge:
         label, said = label[there], said[there]
         kind = self.objectives[name].type
         if kind == "distribution":
-            found = _distribution_metrics(task, label, said, len(number))
+            found = distribution_metrics(task, label, said, len(number))
         else:
             judge = _label_values if kind == "binary" else rating_metrics
             found = judge(task, label, said, len(number))
@@ -236,7 +236,7 @@ def calibration(label: Floats, said: Floats) -> dict[str, float]:
     }
 
 
-def _distribution_metrics(
+def distribution_metrics(
     task: npt.NDArray[np.int64], label: Floats, said: Floats, n_tasks: int
 ) -> dict[str, Floats]:
     """Of each user: -sum p log q of his observed p and the said q, and the share of p that q's

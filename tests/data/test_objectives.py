@@ -4,6 +4,7 @@ import pytest
 
 from recbole_meta.data.objectives import (
     Objective,
+    by_kind,
     chain,
     described,
     objectives_of,
@@ -66,6 +67,8 @@ BEHAVIOURS = [
       "own": {"label": "c", "type": "binary"}}, "full rankings have behaviours"),
     ({"buy": {"label": "rating >= 4", "type": "binary"}}, "no name of a column"),
     ({"buy": {"label": "b", "type": "binary", "metrics": ["auc"]}}, "'metrics' are of rows"),
+    ({"buy": {"label": "b", "type": "binary"},
+      "taste": {"label": "genre", "type": "distribution"}}, "must be 'given' a behaviour"),
 ]  # fmt: skip
 
 
@@ -73,6 +76,14 @@ BEHAVIOURS = [
 def test_given_splits_have_plain_behaviours_only(values, said):
     with pytest.raises(SettingError, match=said):
         only_behaviours(objectives_of(values, "page"), "page")
+
+
+def test_behaviours_and_distributions_are_told_apart():
+    values = {"buy": {"label": "b > 2", "type": "binary"},
+              "taste": {"label": "genre", "type": "distribution", "given": "buy"}}  # fmt: skip
+    found = only_behaviours(objectives_of(values, "page"), "page", expressions=True)
+    behaviours, distributions = by_kind(found)
+    assert (list(behaviours), list(distributions)) == (["buy"], ["taste"])
 
 
 def test_a_description_says_what_is_no_default_and_reads_back():

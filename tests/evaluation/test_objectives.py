@@ -130,6 +130,76 @@ def test_scores_that_are_no_numbers_are_refused(shop, dataset, scores):
         judged(shop, dataset, broken)
 
 
+# Distributions over categories.
+
+
+def said_of(films):
+    """A made-up distribution of every user."""
+    n = train_set(films).user_num
+    share = torch.from_numpy(np.random.default_rng(2).dirichlet(np.ones(4), n))
+    return share, lambda users, name: {"interest": share}[name][users]
+
+
+def judged_films(films, say, split="test"):
+    dataset = train_set(films)
+    scores = torch.rand(dataset.user_num, dataset.item_num)
+    judge = ObjectiveJudge(films, split, dataset, distributions=("interest",))
+    return judge.judge(lambda users, objective: scores[users], "Model", say)
+
+
+def observed(films, genres: dict, split: str) -> dict[str, np.ndarray]:
+    """Of each user with such the mean of what he likes is about, film by film."""
+    genre = train_set(films).field2token_id["genre"]
+    found: dict[str, list] = {}
+    rows = films.positives(split, "like")
+    for user, item in zip(rows["user"], rows["item"]):
+        if genres[item]:
+            share = np.zeros(4)
+            for each in genres[item].split():
+                share[genre[each] - 1] += 1 / len(genres[item].split())
+            found.setdefault(user, []).append(share)
+    return {user: np.mean(shares, axis=0) for user, shares in found.items()}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_distribution_is_judged_by_what_its_user_likes_in_the_split(films, film_rows, split):
+    share, say = said_of(films)
+    result, wanted = judged_films(films, say, split), observed(films, film_rows[1], split)
+    assert result.tasks["interest"].tolist() == sorted(wanted) and 5 < len(wanted) < 40
+    ids = train_set(films).field2token_id["user_id"]
+    for place, user in enumerate(sorted(wanted)):
+        p, q = wanted[user], share[ids[user]].numpy()
+        listed = np.argsort(-q)[:3]
+        values = result.shares["interest"]
+        np.testing.assert_allclose(values["cross_entropy"][place], -(p * np.log(q)).sum())
+        best = p[listed].sum() / np.sort(p)[-3:].sum()
+        np.testing.assert_allclose(values["recall@3"][place], best)
+    found = result.to_npz()["interest/cross_entropy"].mean()
+    assert result.means()["interest/cross_entropy"] == pytest.approx(found)
+
+
+def test_a_mean_of_rankings_has_no_distribution(films):
+    means = judged_films(films, said_of(films)[1]).means()
+    assert means.keys() - judged_films(films, None).means().keys() == {
+        "interest/cross_entropy", "interest/recall@3",
+    }  # fmt: skip
+    each = [means[f"{name}/ndcg@10"] for name in ("like", "love", "seen")]
+    assert means["mean/ndcg@10"] == pytest.approx(np.mean(each))
+    assert not any("cross_entropy" in name for name in means if name[:4] in ("mean", "wors"))
+    check_metric("interest/recall@3", tuple(films.objectives), "here", ("interest",))
+    for name in ("mean/cross_entropy", "interest/ndcg@10", "like/cross_entropy"):
+        with pytest.raises(SettingError, match="here is"):
+            check_metric(name, tuple(films.objectives), "here", ("interest",))
+
+
+@pytest.mark.parametrize("broken", [torch.nan, -0.1, 0.9])
+def test_what_is_no_distribution_is_refused(films, broken):
+    share, say = said_of(films)
+    share[:, 0] = broken
+    with pytest.raises(DataError, match="Model says no distribution of 'interest' for"):
+        judged_films(films, say)
+
+
 def test_judging_leaves_the_scores_of_a_model_alone(shop, dataset, scores):
     before = {name: score.clone() for name, score in scores.items()}
     judged(shop, dataset, {name: score for name, score in scores.items()})

@@ -244,6 +244,14 @@ def test_drawn_items_stand_for_all_that_were_not(shop):
     assert abs(torch.stack(sums).mean() - whole) < 4 * error
 
 
+def test_a_batch_whose_targets_are_all_items_draws_none(shop):
+    model = built(shop, sampled_items=4)
+    target = torch.arange(1, model.n_items).flip(0)
+    items, place, more = model._softmax_items(target)
+    assert items[place].tolist() == target.tolist() and not more.any()
+    assert len(items) == model.n_items - 1
+
+
 # As a whole.
 
 

@@ -12,7 +12,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_meta.errors import SettingError
 from recbole_meta.model import multitask_models
-from recbole_meta.objective_fitting import check_objective_settings, fit_objectives
+from recbole_meta.objective_fitting import check_objective_settings, fit_objectives, train_set
 from recbole_meta.settings import load_properties, properties_folder
 
 
@@ -148,6 +148,30 @@ def test_settings_that_cannot_be_are_refused(name, settings, said):
 def test_weights_name_objectives(name, shop):
     with pytest.raises(SettingError, match="'weights' names the objective 'clik', which"):
         fit_objectives(name, shop, 1, {"weights": {"clik": 2.0}})
+
+
+@each_model
+def test_a_model_says_a_distribution_or_refuses(name, films):
+    """Never a number that is made up for it."""
+    few = FEW if page_of(name)["epochs"] else {}
+    fit = fit_objectives(name, films, 1, few)
+    users, said = torch.arange(1, 41), [key for key in fit.valid.means() if "interest" in key]
+    if not multitask_models()[name].distributes:
+        assert not said and not fit.model.distributions
+        for ask in (fit.model.rank, fit.model.distribution):
+            with pytest.raises(SettingError, match=f"{name} .*'interest'"):
+                ask(users, "interest")
+        return
+    assert said == ["interest/cross_entropy", "interest/recall@3"]
+    with torch.no_grad():
+        share, scores = (ask(users, "interest") for ask in (fit.model.distribution, fit.model.rank))
+    torch.testing.assert_close(share.sum(1), torch.ones(40))
+    item = train_set(films).field2token_id["item_id"]
+    about = {"i4": ["b", "d"], "i5": ["c"], "i7": []}  # genres of some
+    genre = train_set(films).field2token_id["genre"]
+    for token, genres in about.items():
+        wanted = sum(share[:, genre[each] - 1] / len(genres) for each in genres)
+        torch.testing.assert_close(scores[:, item[token]], wanted + torch.zeros(40))
 
 
 # Floors and rules by loops.

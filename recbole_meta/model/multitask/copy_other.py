@@ -25,6 +25,7 @@ class CopyOther(ObjectiveRecommender):
         self.seen = union(self.history.values())
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
+        self.check_ranked(objective)
         count = torch.from_numpy(self.history[objective].sum(axis=0)).flatten()  # [I]
         count = count.to(users.device).float()
         return count + (count.max() + 1) * dense_rows(self.seen, users)

@@ -30,9 +30,10 @@ class GradedMTA(MTA):
         v_{ui} = \sum_t v_t X^{(t)}_{ui}
 
     Decoder, gates and bias are those of the main objective; every objective has its ranking.
-    ``weights`` of MTA's losses are not read.
+    ``weights`` of MTA's losses are not read, and no distribution is learned.
     """
 
+    distributes = False
     settings: GradedMTASettings
 
     def __init__(self, config, dataset):
@@ -44,6 +45,7 @@ class GradedMTA(MTA):
         self.register_buffer("worth", torch.tensor(worth), persistent=False)  # v_t
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
+        self.check_ranked(objective)
         return super().rank(users, self.objectives[0])
 
     def reconstruction(self, z: Tensor, entries: Any, target: Tensor) -> Tensor:

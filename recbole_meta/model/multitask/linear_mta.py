@@ -71,7 +71,7 @@ class LinearMTA(MTA):
         return {name: name if name in own else "union" for name, x in s.linear.items() if x}
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
-        scores = super().rank(users, objective)
+        scores = super().rank(users, objective)  # a distribution has no path
         if s := self.settings.linear.get(objective):
             scores += s * self.ridge.scores(users, self._targets()[objective])
         return scores

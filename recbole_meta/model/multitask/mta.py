@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import cross_entropy, embedding_bag
 
 from recbole_meta.errors import SettingError
 from recbole_meta.model.objective_recommender import (
@@ -61,25 +61,31 @@ class MTA(ObjectiveRecommender):
         z_b &\sim N(\mu_b, \sigma^2_b) \;\text{in training}, \qquad z_b = \mu_b \;\text{else} \\
         z^{(t)} &= \sum_b g_{tb} z_b, \qquad
         g_{t \cdot} = softmax_b(q_t' z_b / \sqrt d + a_{tb}) \\
-        score^{(t)} &= D_t z^{(t)} + e_t + c_t \, x_\cup \\
+        score^{(t)} &= D_t z^{(t)} + e_t + c_t \, x_\cup, \qquad
+        p^{(t)} = softmax(D_t z^{(t)} + e_t) \text{ of a distribution} \\
         L &= \sum_t w_t \, CE_t + \beta \sum_b KL(N(\mu_b, \sigma^2_b) \,\Vert\, N(0, 1))
 
     CE_t is the multinomial's over the catalogue, the mean over the targets of the objective; the KL
-    is per target of all. What differs from BVAE: :math:`W_b`, so that behaviours differ without
-    noise; gates that are a softmax over behaviours; fixed weights; an item is dropped under all
-    behaviours at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
+    is per target of all. A distribution, *user interest*, has a decoder of C categories; its CE is
+    the cross-entropy to the mean q of the targets of the behaviour that it is given, the mean over
+    users; its ranking is by :math:`p_u \cdot q_i`.
+
+    What differs from BVAE: :math:`W_b`, so that behaviours differ without noise; gates that are a
+    softmax over behaviours; fixed weights; distributions; an item is dropped under all behaviours
+    at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
     :math:`c_t`, read when ranking only; what is judged may be a moving average of all weights over
     the steps (``MovingAverage``), since what the objectives need is learned at different times.
     ``inputs: own`` leaves each objective its own behaviour and
     space: K autoencoders of one behaviour each.
     """
 
+    distributes = True
     settings: MTASettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         s = self.settings
-        self.check_objectives(s.weights, "weights")
+        self.check_objectives(s.weights, "weights", self.distributions)
         self.check_objectives(s.copy, "copy")
         self.own = s.inputs == "own"
         if self.own and any(s.copy.values()):
@@ -90,15 +96,21 @@ class MTA(ObjectiveRecommender):
             raise SettingError("MTA: with dropout 0 nothing is dropped: set targets to 'all'.")
         self.met = sum(2**b * matrix.astype(np.int64) for b, matrix in enumerate(self.matrices))
         self.met = self.met.tocsr()  # [U, I], bit b: met under behaviour b
-        k, d = len(self.objectives), s.embedding_size
+        d, source = s.embedding_size, [*self.objectives, *self.distributions.values()]
+        self.heads = (*self.objectives, *self.distributions)  # what is decoded
+        self.own_behaviour = [self.objectives.index(name) for name in source]  # of each head
         self.shared = None if self.own else self._table()  # W of the union
         self.mean = nn.ParameterDict({name: self._table() for name in self.objectives})  # W_b
         noisy = self.objectives if s.latent == "variational" else ()
         self.variance = nn.ParameterDict({name: self._table() for name in noisy})  # V_b
         self.decoder = nn.ParameterDict({name: self._table() for name in self.objectives})  # D_t
         self.bias = nn.ParameterDict({name: self._log_pop(name) for name in self.objectives})
-        self.query = nn.Parameter(torch.zeros(k, d))  # q_t
-        self.gate_bias = nn.Parameter(torch.eye(k))  # a_tb: its own behaviour counts most at first
+        for name in self.distributions:
+            self.decoder[name] = self._table(self.categories(name).shape[1])
+            self.bias[name] = self._log_share(name)
+        self.query = nn.Parameter(torch.zeros(len(self.heads), d))  # q_t
+        alone = torch.eye(len(self.objectives))[self.own_behaviour]
+        self.gate_bias = nn.Parameter(alone)  # a_tb: its own behaviour counts most at first
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # batches so far
 
     @property
@@ -106,14 +118,20 @@ class MTA(ObjectiveRecommender):
         """The behaviours' matrices, in the order of the objectives."""
         return list(self.history.values())
 
-    def _table(self) -> nn.Parameter:
-        shape = self.n_items, self.settings.embedding_size
+    def _table(self, rows: int | None = None) -> nn.Parameter:
+        """A row per item, or so many."""
+        shape = rows or self.n_items, self.settings.embedding_size
         return nn.Parameter(self.settings.embedding_std * torch.randn(shape))
 
     def _log_pop(self, name: str) -> nn.Parameter:
         """Where e_t starts: the logarithm of the share of the objective's positives."""
         count = torch.from_numpy(np.asarray(self.history[name].sum(axis=0))).flatten() + 0.5
         return nn.Parameter((count / count.sum()).log().to(torch.get_default_dtype()))
+
+    def _log_share(self, name: str) -> nn.Parameter:
+        """The same of a distribution: of the shares of the categories in what all users did."""
+        total = torch.from_numpy(self.interests(name)[0].sum(axis=0)) + 0.5
+        return nn.Parameter((total / total.sum()).log().to(torch.get_default_dtype()))
 
     def entries(self, users: Tensor) -> Entries:
         """What these users met in train; in training some of it is hidden from the encoder."""
@@ -152,9 +170,10 @@ class MTA(ObjectiveRecommender):
 
     def gates(self, z: Tensor, objective: str) -> Tensor:
         """Weights [B, K] of the behaviours for an objective; they sum to 1."""
-        t = self.objectives.index(objective)
+        t = self.heads.index(objective)
         if self.own:
-            return torch.eye(len(self.objectives), device=z.device)[t].expand(len(z), -1)
+            alone = torch.eye(len(self.objectives), device=z.device)
+            return alone[self.own_behaviour[t]].expand(len(z), -1)
         return (z @ self.query[t] / math.sqrt(z.shape[-1]) + self.gate_bias[t]).softmax(-1)
 
     def mixed(self, z: Tensor, objective: str) -> Tensor:
@@ -162,13 +181,21 @@ class MTA(ObjectiveRecommender):
         return torch.einsum("bk,bkd->bd", self.gates(z, objective), z)
 
     def decode(self, mixed: Tensor, objective: str, items: Tensor | None = None) -> Tensor:
-        """Scores [B, I] of all items, or of these [N]: [B, N]."""
+        """Scores [B, I] of all items, or of these [N]: [B, N]; of a distribution [B, C]."""
         decoder, bias = self.decoder[objective], self.bias[objective]
         if items is not None:
             decoder, bias = decoder[items], bias[items]
         return torch.addmm(bias, mixed, decoder.T)
 
+    def distribution(self, users: Tensor, objective: str) -> Tensor:
+        if objective not in self.distributions:
+            return super().distribution(users, objective)  # refuses
+        z, _ = self.posteriors(self.entries(users))
+        return self.decode(self.mixed(z, objective), objective).softmax(-1)
+
     def rank(self, users: Tensor, objective: str) -> Tensor:
+        if objective in self.distributions:
+            return self.expected_share(users, objective)
         entries = self.entries(users)
         z, _ = self.posteriors(entries)
         scores = self.decode(self.mixed(z, objective), objective)
@@ -195,6 +222,12 @@ class MTA(ObjectiveRecommender):
             weight = self.settings.weights.get(name, 1.0)
             if weight and chosen.any():
                 loss = loss + weight * self._cross_entropy(z, entries, chosen, name)
+        for name, given in self.distributions.items():
+            about = self.categories(name)[entries.item]  # [N, C]
+            chosen = target[:, self.objectives.index(given)] & (about.sum(1) > 0)
+            weight = self.settings.weights.get(name, 1.0)
+            if weight and chosen.any():
+                loss = loss + weight * self._interest(z, entries.row[chosen], about[chosen], name)
         return loss
 
     def _beta(self) -> float:
@@ -220,6 +253,15 @@ class MTA(ObjectiveRecommender):
         loss = total[row] - logits[row, place]
         return loss.mean() if worth is None else (worth * loss).sum() / worth.sum()
 
+    def _interest(self, z: Tensor, row: Tensor, about: Tensor, objective: str) -> Tensor:
+        """The mean over users of the cross-entropy to their own distribution, which is the mean of
+        what these entries [N] are about [N, C].
+        """
+        users, place, count = row.unique(return_inverse=True, return_counts=True)
+        total = torch.zeros(len(users), about.shape[1], dtype=about.dtype, device=about.device)
+        share = total.index_add(0, place, about) / count[:, None]
+        return cross_entropy(self.decode(self.mixed(z[users], objective), objective), share)
+
     def _softmax_items(self, target: Tensor) -> tuple[Tensor | None, Tensor, Tensor | float]:
         """The items of a batch's softmax (None: all), the places of the targets among them, and
         the logarithm of how many items each stands for: drawn ones stand for all that were not.
@@ -233,7 +275,7 @@ class MTA(ObjectiveRecommender):
         others = absent.nonzero().flatten()
         drawn = others[torch.randperm(len(others), device=target.device)[:number]]
         more = torch.zeros(len(there) + len(drawn), device=target.device)
-        more[len(there) :] = math.log(len(others) / max(1, len(drawn)))
+        more[len(there) :] = math.log(max(1, len(others)) / max(1, len(drawn)))
         return torch.cat([there, drawn]), place, more
 
 

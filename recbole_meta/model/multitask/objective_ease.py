@@ -61,6 +61,7 @@ class ObjectiveEASE(ObjectiveRecommender):
         )  # fmt: skip
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
+        self.check_ranked(objective)
         target = objective if objective in self.ridge.y else "union"
         copied = self.settings.copy * dense_rows(self.source, users)
         return copied + self.ridge.scores(users, target)

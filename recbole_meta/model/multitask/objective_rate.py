@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_meta.model.row_recommender import RowRecommender, RowSettings
+from recbole_meta.model.shrinkage import shrunk_shares
 from recbole_meta.settings import Weight
 
 
@@ -43,11 +44,9 @@ class ObjectiveRate(RowRecommender):
             there = ~np.isnan(label if label.ndim == 1 else label[:, 0])
             user, item, label = rows.user[there], rows.item[there], label[there]
             if objective.type == "distribution":
-                mean = label.mean(0)
                 total = np.stack([np.bincount(user, c, self.n_users) for c in label.T], 1)
-                count = np.bincount(user, minlength=self.n_users)[:, None]
-                share = (total + s.reg_user * mean) / (count + s.reg_user).clip(min=1e-9)
-                self._keep(f"share_{name}", np.where(share.sum(1, keepdims=True) > 0, share, mean))
+                count = np.bincount(user, minlength=self.n_users)
+                self._keep(f"share_{name}", shrunk_shares(total, count, s.reg_user))
                 continue
             mean = label.mean()
             of_item = _shrunk(item, label - mean, self.n_items, s.reg_item)
