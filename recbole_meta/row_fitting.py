@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from recbole_meta.balancing import check_balancer
 from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.objectives import described
 from recbole_meta.data.row_loader import LabelledRows, RowDataLoader
@@ -44,6 +45,8 @@ def check_row_settings(name: str, given: Mapping[str, Any], folder: RowSplits) -
     settings = read_settings(kind, values, name)
     if "stop_by" in values:
         check_row_metric(values["stop_by"], folder.objectives, f"{name}: 'stop_by'")
+    if "balancer" in values:
+        check_balancer(values["balancer"], values["balancer_settings"], list(folder.objectives))
     return {each.name: getattr(settings, each.name) for each in fields(settings)}
 
 

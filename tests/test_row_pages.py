@@ -196,6 +196,9 @@ REFUSED = [
     ({"rows": [{"name": "X", "model": "MMOE"}]}, "Unknown model of rows 'MMOE'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"stop_by": "like/mae"}}]}, "'stop_by'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"expert": 3}}]}, "expert"),
+    ({"rows": [{"name": "X", "model": "ItemKN"}]}, "rows 'ItemKN'. Did you mean 'ItemKNN'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"balancer": "UPGrd"}}]}, "'UPGrad'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"balancer": "Fixed"}}]}, "'weights'"),
 ]
 
 
