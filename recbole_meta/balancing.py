@@ -66,21 +66,31 @@ def _kinds() -> dict[str, type]:
 
 def make_balancer(name: str, settings: Mapping[str, Any], model: Any) -> "Balancer":
     """The balancer of this name for a model's objectives, refused where it cannot be."""
-    if name == "BiLevel":
-        return BiLevel(read_settings(BiLevelSettings, settings, "Balancer 'BiLevel'"), model)
-    kinds, known = _kinds(), _SHORT.get(name, name)
-    if known not in kinds:
-        said = nearest(name, balancer_names())
-        raise SettingError(f"Unknown balancer '{name}'. {said}")
-    made = _make(name, kinds[known], dict(settings), model)
+    made = check_balancer(name, settings, list(model.objectives), model.device)
+    if isinstance(made, BiLevelSettings):
+        return BiLevel(made, model)
     if isinstance(made, scalarization.Scalarizer):
         return Scalarized(made, model)
     return Aggregated(made, model, any(key in settings for key in _VECTORS))
 
 
-def _make(name: str, kind: type, settings: dict[str, Any], model: Any) -> nn.Module:
+def check_balancer(
+    name: str, settings: Mapping[str, Any], objectives: list[str], device: Any = "cpu"
+) -> Any:
+    """TorchJD's object, or BiLevel's settings; refused where they cannot be."""
+    if name == "BiLevel":
+        return read_settings(BiLevelSettings, settings, "Balancer 'BiLevel'")
+    kinds, known = _kinds(), _SHORT.get(name, name)
+    if known not in kinds:
+        said = nearest(name, balancer_names())
+        raise SettingError(f"Unknown balancer '{name}'. {said}")
+    return _make(name, kinds[known], dict(settings), objectives, device)
+
+
+def _make(
+    name: str, kind: type, settings: dict[str, Any], objectives: list[str], device: Any
+) -> nn.Module:
     """TorchJD's object with these settings."""
-    objectives = list(model.objectives)
     parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
     taken = [key for key in parameters if key != "self"]
     allowed = [key for key in taken if key not in (*_COUNTS, *_CODE)]
@@ -91,7 +101,7 @@ def _make(name: str, kind: type, settings: dict[str, Any], model: Any) -> nn.Mod
         if key not in settings and parameters[key].default is inspect.Parameter.empty:
             raise SettingError(f"Balancer '{name}': missing setting '{key}'.")
     values = {
-        key: _vector(name, key, value, objectives, model.device) if key in _VECTORS else value
+        key: _vector(name, key, value, objectives, device) if key in _VECTORS else value
         for key, value in settings.items()
     }
     values |= {key: len(objectives) for key in _COUNTS if key in taken}
@@ -103,9 +113,7 @@ def _make(name: str, kind: type, settings: dict[str, Any], model: Any) -> nn.Mod
         raise SettingError(f"Balancer '{name}': {error}") from error
 
 
-def _vector(
-    name: str, key: str, value: Any, objectives: list[str], device: torch.device
-) -> Tensor | None:
+def _vector(name: str, key: str, value: Any, objectives: list[str], device: Any) -> Tensor | None:
     """One number per objective, in their order, from a mapping or a list."""
     if value is None:
         return None

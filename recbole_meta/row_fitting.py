@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from recbole_meta.balancing import check_balancer
 from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.objectives import described
 from recbole_meta.data.row_loader import LabelledRows, RowDataLoader
@@ -44,6 +45,8 @@ def check_row_settings(name: str, given: Mapping[str, Any], folder: RowSplits) -
     settings = read_settings(kind, values, name)
     if "stop_by" in values:
         check_row_metric(values["stop_by"], folder.objectives, f"{name}: 'stop_by'")
+    if "balancer" in values:
+        check_balancer(values["balancer"], values["balancer_settings"], list(folder.objectives))
     return {each.name: getattr(settings, each.name) for each in fields(settings)}
 
 
@@ -129,13 +132,13 @@ def fit_rows(
         model = row_model(name)(config, dataset).to(config["device"])
         trainer = Trainer(config, model)
         rows = LabelledRows(folder, "train", dataset)
-        if used.get("balancer") == "BiLevel":
-            rows, trainer.held_out = _without_held_out(rows, seed)
         if trainer.epochs:
             _check_classes(rows, used.get("negatives", 0), name)
         loader = RowDataLoader(
             rows, used.get("train_batch_size", 1), used.get("negatives", 0), seed, dataset.item_num
         )
+        if used.get("balancer") == "BiLevel":
+            trainer.held_out = loader.hold_out(_HELD_OUT)
         if trainer.epochs:
             judge = judge_of(folder, "valid", most_users)
             validation = _Validation(judge, model, trainer, used["stop_by"])
@@ -180,10 +183,3 @@ def _check_classes(rows: LabelledRows, negatives: int, name: str) -> None:
                     f"{name}: 'negatives' is 0, and objective '{objective}' is 1 in all rows of "
                     "train: nothing would say what is not. It must be at least 1."
                 )
-
-
-def _without_held_out(rows: LabelledRows, seed: int) -> tuple[LabelledRows, Any]:
-    """A tenth of the rows leaves train, and is what the balancer learns from."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    held = round(_HELD_OUT * len(rows))
-    return rows.part(np.sort(order[held:])), rows.interaction(np.sort(order[:held]))

@@ -142,9 +142,12 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
 
 def _of_rows(model: str) -> bool:
     """Whether it is a model of rows of ours; else it is one of RecBole's that ranks."""
-    if model not in row_models() and model not in recbole_model_names():
-        row_model(model)
-    return model in row_models()
+    if model in row_models():
+        return True
+    known = [*row_models(), *recbole_model_names()]
+    if model.removeprefix("recbole.") not in known:
+        raise SettingError(f"Unknown model of rows '{model}'. {nearest(model, known)}")
+    return False
 
 
 def _settings(model: str, given: Settings, folder: RowSplits) -> Settings:

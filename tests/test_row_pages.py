@@ -78,6 +78,22 @@ def test_the_table_has_the_mean_of_users_over_seeds(folder):
     assert cells["Shared", "like/pooled_auc"]["gain_single"] is None
 
 
+def test_a_ranking_of_one_objective_is_no_mean_of_several(folder, tmp_path):
+    file = tmp_path / "small.yaml"
+    changes = {"choose": "mean/ndcg@10", "shown": ["mean/ndcg@10", "like/ndcg@10"]}
+    file.write_text(yaml.safe_dump(PAGE | changes), "utf-8")
+    where = str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path
+    made, _ = run_rows(str(file), *where)
+    cells = {(c["model"], c["metric"]): c for c in json.loads(made.read_text("utf-8"))}
+    models = {name for name, metric in cells if metric == "mean/ndcg@10"}
+    assert models == {"Floor", "Single", "Shared"}
+    # and its settings are chosen by what it ranks
+    assert cells["EASE", "like/ndcg@10"]["mean"] == pytest.approx(
+        next(c["mean"] for c in table(folder) if (c["model"], c["metric"])
+             == ("EASE", "like/ndcg@10"))
+    )  # fmt: skip
+
+
 def test_the_settings_are_those_that_valid_names(folder):
     root = folder / "runs" / "small" / "Shared"
     found = [json.loads(p.read_text("utf-8")) for p in (root / "search").glob("*.json")]
@@ -180,6 +196,9 @@ REFUSED = [
     ({"rows": [{"name": "X", "model": "MMOE"}]}, "Unknown model of rows 'MMOE'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"stop_by": "like/mae"}}]}, "'stop_by'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"expert": 3}}]}, "expert"),
+    ({"rows": [{"name": "X", "model": "ItemKN"}]}, "rows 'ItemKN'. Did you mean 'ItemKNN'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"balancer": "UPGrd"}}]}, "'UPGrad'"),
+    ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"balancer": "Fixed"}}]}, "'weights'"),
 ]
 
 

@@ -87,9 +87,21 @@ class RowDataLoader:
     def __iter__(self) -> Iterator[Interaction]:
         order = self.rng.permutation(len(self.rows))
         for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = self.rows.interaction(chosen)
-            yield self._with_drawn(batch, chosen) if self.negatives else batch
+            yield self._batch(order[start : start + self.batch_size])
+
+    def hold_out(self, share: float) -> Interaction:
+        """This share of the rows leaves, with drawn rows beside them as in a batch. No batch draws
+        their pairs either: the user knows them.
+        """
+        order = self.rng.permutation(len(self.rows))
+        held = round(share * len(order))
+        found = self._batch(np.sort(order[:held]))
+        self.rows = self.rows.part(np.sort(order[held:]))
+        return found
+
+    def _batch(self, chosen: Ints) -> Interaction:
+        batch = self.rows.interaction(chosen)
+        return self._with_drawn(batch, chosen) if self.negatives else batch
 
     def _with_drawn(self, batch: Interaction, chosen: Ints) -> Interaction:
         user = np.repeat(self.rows.user[chosen], self.negatives)

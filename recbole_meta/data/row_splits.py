@@ -72,6 +72,13 @@ def prepare_rows(
         raise SettingError(f"Protocol '{protocol}' splits no rows. {nearest(protocol, PROTOCOLS)}")
     source = find_dataset(dataset, data_path)
     fields, objectives = read_fields(dataset, source), read_objectives(dataset, source)
+    for name, objective in objectives.items():
+        known = fields.item_features
+        if objective.type == "distribution" and objective.label not in known:
+            raise SettingError(
+                f"Objective '{name}': its label '{objective.label}' is none of the page's "
+                f"'item_features'. {nearest(objective.label, known)}"
+            )
     files = {side: source / f"{dataset}.{side}" for side in ("inter", "user", "item")}
     times = read_label_times(dataset, source) if protocol == "rows_time" else None
     if times is not None:

@@ -69,12 +69,13 @@ class RowsJudged:
     users: npt.NDArray[Any]  # [U] tokens
     values: dict[str, Floats]  # objective/metric -> [U]
     pooled: dict[str, float]  # objective/metric
+    alone: bool = False  # of one objective: there is no mean and no worst of several
 
     def means(self) -> dict[str, float]:
         """The mean over users of each metric, what is pooled, the mean and the worst objective."""
         found = {name: mean(values) for name, values in self.values.items()} | self.pooled
         parts = [name.split("/") for name in found]
-        for metric in dict.fromkeys(metric for _, metric in parts):
+        for metric in () if self.alone else dict.fromkeys(metric for _, metric in parts):
             every = [found[f"{objective}/{m}"] for objective, m in parts if m == metric]
             over = [value for value in every if not np.isnan(value)] or [np.nan]
             found[f"mean/{metric}"] = float(np.mean(over))
@@ -151,7 +152,7 @@ class RowJudge:
         """A model with ``rank_all`` alone, by the rankings of one binary objective."""
         values: dict[str, Floats] = {}
         self._ranks(model, values, (objective,))
-        return RowsJudged(self.users, values, {})
+        return RowsJudged(self.users, values, {}, alone=True)
 
     def _values(
         self, name: str, said: Floats, values: dict[str, Floats], pooled: dict[str, float]

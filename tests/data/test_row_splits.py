@@ -109,6 +109,10 @@ def test_what_cannot_be_labels_is_refused(tmp_path):
     refused(tmp_path, "objective 'like': all labels of 'rating >= 4' are NaN", rows=empty)
     page = PAGE.replace("rating >= 4", "ratng >= 4")
     refused(tmp_path, r"names 'ratng'.*Did you mean 'rating'", SettingError, page=page)
+    page = PAGE.replace("label: genre", "label: gender")
+    refused(tmp_path, "'taste'.*'gender'.*Did you mean 'genre'", SettingError, page=page)
+    page = PAGE.replace("[genre]", "[]")
+    refused(tmp_path, "'genre' is none of the page's 'item_features'", SettingError, page=page)
     page = PAGE.replace('"rating >= 4"', "rating")
     refused(tmp_path, "two objectives have the label 'rating'", SettingError, page=page)
     page = PAGE.replace('"rating >= 4"', '"rating - 1"')
@@ -183,6 +187,29 @@ def test_the_loader_goes_on_from_its_state(splits):
     other.load_state_dict(one.state_dict())
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a["item_id"], b["item_id"])
+
+
+def test_rows_that_are_held_out_are_trained_on_by_no_batch(splits):
+    dataset = row_dataset(splits)
+    rows = LabelledRows(splits, "train", dataset)
+    loader = RowDataLoader(rows, 16, 6, 5, dataset.item_num)
+    held = loader.hold_out(0.25)
+
+    def pairs(batch, part) -> set:
+        return set(zip(batch["user_id"][part].tolist(), batch["item_id"][part].tolist()))
+
+    n = round(0.25 * len(rows))
+    out = pairs(held, slice(n))
+    every = set(zip(rows.user.tolist(), rows.item.tolist()))
+    assert len(out) == n and out < every and len(held) == 7 * n
+    assert not every & pairs(held, slice(n, None)) and (held["like"][n:] == 0).all()
+    trained, drawn = set(), set()
+    for batch in loader:
+        size = len(batch) // 7
+        trained |= pairs(batch, slice(size))
+        drawn |= pairs(batch, slice(size, None))
+    assert trained == every - out
+    assert not drawn & every  # a held-out positive is no negative
 
 
 def test_who_has_every_item_gets_no_drawn_row(splits):
