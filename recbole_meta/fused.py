@@ -46,6 +46,7 @@ from recbole_meta.tracking import (
     commit,
     json_text,
     npz_bytes,
+    read_finished,
     versions,
     write_atomically,
 )
@@ -230,8 +231,8 @@ class _Run:
         """Do it, unless it is there."""
         file = self.folder / f"{slug(name)}.json"
         made_by = self._made_by(about)
-        found = _read(file)
-        if found is not None and found | made_by == found and file.with_suffix(".npz").is_file():
+        found = read_finished(file)
+        if found | made_by == found and file.with_suffix(".npz").is_file():
             return
         start = time.perf_counter()
         entries, arrays = work(about)
@@ -396,12 +397,3 @@ def _arrays(
         f"{number}/{key}": np.mean([values[name] for values in tests], axis=0)
         for key, name in names.items()
     }
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """What a file of a finished unit holds; None where it is not there, or damaged."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -8,7 +8,6 @@ that is one. A distribution over categories is chosen by its own metric where se
 run is a file: what has its file, made by the settings and data of today, is not done again.
 """
 
-import json
 import logging
 import math
 import time
@@ -45,6 +44,7 @@ from recbole_meta.tracking import (
     commit,
     json_text,
     npz_bytes,
+    read_finished,
     versions,
     write_atomically,
 )
@@ -245,8 +245,8 @@ class _RowRun:
         """The means on valid with these settings."""
         file = self.folder / "search" / f"{digest(trial)}.json"
         wanted = self._made_by(trial, self.seeds[0])
-        found = _read(file)
-        if found is None or found | wanted != found:
+        found = read_finished(file)
+        if found | wanted != found:
             fit = self._fit(trial, self.seeds[0])
             found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -273,9 +273,9 @@ class _RowRun:
         folder = self.folder / f"seed{seed}-{digest(settings)}"
         name = folder.relative_to(self.root).as_posix()
         wanted = {"group": _group(self.row), **self._made_by(settings, seed)}
-        found = _read(folder / "result.json")
+        found = read_finished(folder / "result.json")
         whole = (folder / "tasks.npz").is_file()
-        if whole and found is not None and found | wanted == found:
+        if whole and found | wanted == found:
             return name
         kept = self._fits.get(digest(settings)) if seed == self.seeds[0] else None
         fit = kept or self._fit(settings, seed)
@@ -297,12 +297,3 @@ class _RowRun:
         write_atomically(folder / "tasks.npz", npz_bytes(judged.to_npz()))
         write_atomically(folder / "result.json", json_text(result).encode())
         return name
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """What a file of a finished step holds; None where it is not there, or damaged."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -38,6 +38,7 @@ from recbole_meta.tracking import (
     commit,
     json_text,
     npz_bytes,
+    read_finished,
     versions,
     write_atomically,
 )
@@ -220,7 +221,7 @@ class _RowRun:
         """The means on valid with these settings."""
         file = self.root / "search" / f"{digest(settings)}.json"
         wanted = self._wanted(settings, self.seeds[0])
-        found = _read(file)
+        found = read_finished(file)
         if found | wanted != found:
             fit = self._fit(settings, self.seeds[0])
             self.kept = settings, fit
@@ -234,7 +235,7 @@ class _RowRun:
         """The folder of a run."""
         place = self.root / f"seed{seed}-{digest(settings)}"
         wanted = self._wanted(settings, seed)
-        found = _read(place / "result.json")
+        found = read_finished(place / "result.json")
         if found | wanted == found and (place / "tasks.npz").is_file():
             return place
         mine = self.kept is not None and self.kept[0] == settings and seed == self.seeds[0]
@@ -252,12 +253,3 @@ class _RowRun:
         write_atomically(place / "result.json", json_text(result).encode())
         _log.info("%s, seed %s: %s", self.row.name, seed, result["metrics"].get(self.page.choose))
         return place
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What a file of a finished step holds; nothing where it is not there, or damaged."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

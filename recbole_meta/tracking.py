@@ -174,3 +174,12 @@ def commit() -> str | None:
         return None
     root, _, head = found.strip().partition("\n")
     return head if Path(root).resolve() == package.parent else None
+
+
+def read_finished(file: Path) -> dict[str, Any]:
+    """What a file of a finished step holds; nothing where it is not there, or damaged."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -136,6 +136,7 @@ def _write(
     ):
         target = stem.with_name(f"{stem.name}.{side}")
         write_side(files[side], target, field, features, tokens)
+    _check_categories(stem.with_name(f"{stem.name}.item"), files["item"].name, objectives)
     return {"users": len(users), "items": len(items), "left_out": left,
             "rows_of": {name: len(numbers) for name, numbers in chosen.items()},
             **({"undone": undone} if happened else {})}  # fmt: skip
@@ -210,6 +211,25 @@ def check_labels(file: AtomicFile, objectives: Objectives) -> None:
             raise DataError(
                 f"{file.path.name}: objective '{name}' has one class: '{label}' is "
                 f"{there[0]:g} in all rows of its space."
+            )
+
+
+def _check_categories(items: Path, name: str, objectives: Objectives) -> None:
+    """A distribution is over two categories or more, which are tokens."""
+    labels = [each.label for each in objectives.values() if each.type == "distribution"]
+    for label in labels:
+        file = AtomicFile(items)
+        if not file.types[label].startswith("token"):
+            raise DataError(
+                f"{name}: '{label}' is of type {file.types[label]}: the categories of a "
+                "distribution are tokens (token, token_seq)."
+            )
+        place, several = file.columns.index(label), file.types[label] == "token_seq"
+        texts = [line.split("\t")[place] for line in file.lines]
+        found = {token for text in texts for token in (text.split() if several else [text])} - {""}
+        if len(found) < 2:
+            raise DataError(
+                f"{name}: '{label}' has {len(found)} categories, and a distribution needs two."
             )
 
 

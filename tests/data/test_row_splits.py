@@ -122,6 +122,19 @@ def test_what_cannot_be_labels_is_refused(tmp_path):
     refused(tmp_path, "'rating' has no number", rows=bad)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [("float", "1.5", "'genre' is of type float"), ("token_seq", "", "'genre' has 0 categories"),
+     ("token_seq", "a", "'genre' has 1 categories")],
+)  # fmt: skip
+def test_what_cannot_be_categories_is_refused(tmp_path, kind, value, said):
+    items = world(tmp_path)["item"].unique()
+    text = f"item_id:token\tgenre:{kind}\n" + "".join(f"{item}\t{value}\n" for item in items)
+    (tmp_path / "made" / "made.item").write_text(text, "utf-8")
+    with pytest.raises(DataError, match=said):
+        prepare_rows("made", "rows_random", tmp_path, tmp_path / "prepared")
+
+
 def test_a_protocol_that_splits_no_rows_is_refused(tmp_path):
     with pytest.raises(SettingError, match="splits no rows"):
         prepare_rows("made", "rows_randm", tmp_path)

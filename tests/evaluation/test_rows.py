@@ -162,7 +162,7 @@ def test_few_users_rank_as_they_do_among_all(splits, judged):
     for name in ("like", "love"):
         values, whole = few.values[f"{name}/ndcg@10"], found.values[f"{name}/ndcg@10"]
         there = np.flatnonzero(~np.isnan(values))
-        assert list(there) == list(np.flatnonzero(~np.isnan(whole))[:5])
+        assert len(there) == 5 < (~np.isnan(whole)).sum()
         np.testing.assert_array_equal(values[there], whole[there])
     assert not any("ndcg" in name for name in RowJudge(splits, "test", dataset).judge(
         model, rankings=False).values)  # fmt: skip
