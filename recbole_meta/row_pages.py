@@ -9,7 +9,7 @@ model, each the best of its group on valid (`row_table`).
 
 import json
 import logging
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,7 +96,10 @@ def run_rows(
         finished = [_run_row(*each) for each in work]
     else:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            finished = [future.result() for future in [pool.submit(_run_row, *w) for w in work]]
+            futures = [pool.submit(_run_row, *each) for each in work]
+            if any(each.exception() for each in wait(futures, return_when=FIRST_EXCEPTION).done):
+                pool.shutdown(cancel_futures=True)  # what runs ends its row, nothing else begins
+            finished = [future.result() for future in futures]
     return row_table(name, page, finished, Path(results))
 
 
@@ -125,7 +128,8 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
         check_row_metric(metric, folder.objectives, f"Page '{name}': metric")
     rows = [read_row(entry, where, Row, seeds=page.seeds) for entry in page.rows]
     names = [row.name for row in rows]
-    twice = [each for each in names if names.count(each) > 1]
+    folders = [slug(each) for each in names]  # spaces do not count in them
+    twice = [each for each in names if folders.count(slug(each)) > 1]
     if twice or not rows or not page.seeds:
         said = f"'{twice[0]}' stands there twice" if twice else "there are no rows or no seeds"
         raise SettingError(f"{where}: {said}.")
@@ -171,7 +175,7 @@ class _RowRun:
         self.page, self.row, self.folder, self.device = page, row, folder, device
         self.root = root / slug(row.name)
         self.trials = row.trials(page.trials)
-        self.seeds = page.seeds if _trains(row.model, self.trials[0]) else page.seeds[:1]
+        self.seeds = page.seeds
         self.kept: tuple[Settings, RowFit] | None = None  # of the best trial that was made just now
 
     def run(self) -> Finished:
@@ -179,7 +183,8 @@ class _RowRun:
         best = self.trials[0]
         if len(self.trials) > 1:
             best = self._search()
-        places = [self._test(best, seed) for seed in self.seeds]
+        seeds = self.seeds if _trains(self.row.model, best) else self.seeds[:1]
+        places = [self._test(best, seed) for seed in seeds]
         group = row_model(self.row.model).group if _of_rows(self.row.model) else "recbole"
         return Finished(self.row.name, group, len(self.trials), best, places)
 
@@ -212,6 +217,10 @@ class _RowRun:
             "test_users": self.page.test_users,
         }  # fmt: skip
 
+    def _place(self, settings: Settings, seed: int | None = None) -> Path:
+        """The folder of a run, of the first seed if none is given."""
+        return self.root / f"seed{self.seeds[0] if seed is None else seed}-{digest(settings)}"
+
     def _fit(self, settings: Settings, seed: int) -> RowFit:
         most = self.page.most_users
         fit = fit_rows if _of_rows(self.row.model) else fit_ranker_of_rows
@@ -221,11 +230,15 @@ class _RowRun:
         """The means on valid with these settings."""
         file = self.root / "search" / f"{digest(settings)}.json"
         wanted = self._wanted(settings, self.seeds[0])
-        found = read_finished(file)
+        found, tested = read_finished(file), read_finished(self._place(settings) / "result.json")
         if found | wanted != found:
-            fit = self._fit(settings, self.seeds[0])
-            self.kept = settings, fit
-            found = wanted | {"valid": fit.valid.means(), "seconds": fit.seconds}
+            if tested | wanted == tested:  # its test was done while it was the only trial
+                valid, seconds = tested["valid_metrics"], tested["seconds"]
+            else:
+                fit = self._fit(settings, self.seeds[0])
+                self.kept = settings, fit
+                valid, seconds = fit.valid.means(), fit.seconds
+            found = wanted | {"valid": valid, "seconds": seconds}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json_text(found).encode())
             _log.info("%s, %s: %s", self.row.name, settings, found["valid"].get(self.page.choose))
@@ -233,7 +246,7 @@ class _RowRun:
 
     def _test(self, settings: Settings, seed: int) -> Path:
         """The folder of a run."""
-        place = self.root / f"seed{seed}-{digest(settings)}"
+        place = self._place(settings, seed)
         wanted = self._wanted(settings, seed)
         found = read_finished(place / "result.json")
         if found | wanted == found and (place / "tasks.npz").is_file():

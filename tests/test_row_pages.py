@@ -173,6 +173,27 @@ def test_the_best_fit_of_the_search_is_the_first_seeds_run(folder, tmp_path, mon
     assert again.valid.means() == judged.means()
 
 
+def test_a_page_with_a_trial_more_does_nothing_twice(folder, tmp_path, monkeypatch):
+    """A row of one trial is tested without a search; with more trials, its test is one of them."""
+    row = PAGE["rows"][2]
+    root = (str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path)
+    page = tmp_path / "one.yaml"
+    for rates, fits in (([0.001], [1, 2]), ([0.001, 0.03], [1])):
+        fitted = []
+        fit = row_pages.fit_rows
+        monkeypatch.setattr(
+            row_pages, "fit_rows", lambda *a, to=fitted, by=fit: to.append(a[2]) or by(*a)
+        )
+        one = {**row, "grid": {"learning_rate": rates}}
+        page.write_text(yaml.safe_dump({**PAGE, "rows": [one]}), "utf-8")
+        made, _ = run_rows(str(page), *root)
+        monkeypatch.undo()
+        assert fitted == fits
+    whole = [cell for cell in table(folder) if cell["model"] == "Shared"]
+    found = {cell["metric"]: cell["mean"] for cell in json.loads(made.read_text("utf-8"))}
+    assert found == {cell["metric"]: cell["mean"] for cell in whole}
+
+
 def test_a_row_may_stand_for_all_to_be_compared_with(folder, tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(PAGE | {"against": "Shared"}), "utf-8")
@@ -193,6 +214,7 @@ REFUSED = [
     ({"choose": "like/ndgc@10"}, "is 'like/ndgc@10'"),
     ({"rows": []}, "no rows or no seeds"),
     ({"rows": [PAGE["rows"][0], PAGE["rows"][0]]}, "stands there twice"),
+    ({"rows": [PAGE["rows"][0], {"name": "F loor", "model": "EASE"}]}, "stands there twice"),
     ({"rows": [{"name": "X", "model": "MMOE"}]}, "Unknown model of rows 'MMOE'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"stop_by": "like/mae"}}]}, "'stop_by'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"expert": 3}}]}, "expert"),
