@@ -38,3 +38,14 @@ def test_gains_name_objectives(shop):
         fit_model("GradedEASE", shop, 1, {"gains": {"clik": 1.0}})
     with pytest.raises(DataError, match="all 'gains' are 0"):
         fit_model("GradedEASE", shop, 1, {"gains": dict.fromkeys(GAINS, 0.0), "power": 0.0})
+
+
+def test_every_objective_has_the_one_ranking(shop):
+    """The odds of its copy term are the main objective's."""
+    same = {"gains": GAINS, "reg_weight": 3.0, "copy": 0.1, "conversion": 0.5}
+    model = fit_model("GradedEASE", shop, 1, same)[0]
+    users, first = torch.arange(1, 20), "purchase"
+    for name in ("click", "cart"):
+        assert torch.equal(model.rank(users, name), model.rank(users, first))
+    plain = fit_model("GradedEASE", shop, 1, same | {"conversion": 0.0})[0]
+    assert not torch.allclose(plain.rank(users, first), model.rank(users, first))

@@ -10,6 +10,7 @@ import torch
 
 from recbole_meta.compat import contained
 from recbole_meta.errors import DataError, SettingError
+from recbole_meta.model.conversion import conversion
 from recbole_meta.model.multitask.mta import MTA, divergence
 from recbole_meta.objective_fitting import (
     check_objective_settings,
@@ -78,6 +79,7 @@ def scores_of(model, z: torch.Tensor, objective: str) -> torch.Tensor:
 
 FORMS = [
     {"latent": "deterministic", "inputs": "all", "copy": {"click": 0.7}},
+    {"inputs": "all", "copy": {"click": 0.7}, "conversion": {"click": 0.5, "purchase": 2.0}},
     {"latent": "variational", "inputs": "all", "targets": "all"},
     {"latent": "variational", "inputs": "own"},
 ]
@@ -89,8 +91,10 @@ def test_ranking_equals_a_plain_loop(shop, settings, objective):
     model = built(shop, **settings)
     for user in (1, 8, 23):
         expected = scores_of(model, latent(model, shop, user), objective)
+        odds = conversion(model.history, objective)
         for item in {i for name in OBJECTIVES for i in met(shop, name, user)}:
             expected[item] += settings.get("copy", {}).get(objective, 0.0)
+            expected[item] += settings.get("conversion", {}).get(objective, 0.0) * odds[item]
         found = model.rank(torch.tensor([user]), objective)[0]
         torch.testing.assert_close(found, expected)
 
@@ -290,6 +294,8 @@ def test_settings_that_cannot_be_are_refused(settings, said):
 AT_ODDS = [
     ({"inputs": "own", "copy": {"click": 1.0}}, "'copy' reads other behaviours"),
     ({"dropout": 0.0, "targets": "dropped"}, "with dropout 0 nothing is dropped"),
+    ({"inputs": "own", "conversion": {"click": 1.0}}, "'conversion' reads other behaviours"),
+    ({"conversion": {"clik": 1.0}}, "'conversion' names the objective 'clik'"),
     ({"copy": {"clik": 1.0}}, "'copy' names the objective 'clik'"),
 ]
 

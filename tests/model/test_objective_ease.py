@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recbole_meta.errors import DataError
+from recbole_meta.model.conversion import conversion
 from recbole_meta.objective_fitting import fit_objectives, train_set
 
 WEIGHTS = {"click": 0.5, "cart": 2.0}
@@ -31,14 +32,22 @@ def by_formula(x: np.ndarray, y: np.ndarray, reg: float) -> np.ndarray:
 @pytest.mark.parametrize("reg", [0.5, 20.0])
 @pytest.mark.parametrize("target", ["union", "own"])
 def test_scores_are_a_ridge_without_the_item_itself(shop, target, reg):
-    settings = {"reg_weight": reg, "weights": WEIGHTS, "target": target, "copy": 0.3}
+    settings = {
+        "reg_weight": reg,
+        "weights": WEIGHTS,
+        "target": target,
+        "copy": 0.3,
+        "conversion": 0.2,
+    }
     model = fit_objectives("ObjectiveEASE", shop, 1, settings).model
     weighted = [WEIGHTS.get(name, 1.0) * dense(shop, name) for name in shop.objectives]
     x = np.max(weighted, axis=0)
     users = torch.arange(1, len(x))
     for name in shop.objectives:
         y = x if target == "union" else dense(shop, name)
-        expected = x @ by_formula(x, y, reg) + 0.3 * x
+        odds = conversion(model.history, name)
+        assert np.ptp(odds) > 0.5
+        expected = x @ by_formula(x, y, reg) + (0.3 + 0.2 * odds) * x
         found = model.rank(users, name).numpy()
         np.testing.assert_allclose(found, expected[1:], rtol=1e-3, atol=2e-4)
 

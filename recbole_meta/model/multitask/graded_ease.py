@@ -8,6 +8,7 @@ Reference:
 from dataclasses import dataclass
 
 from scipy import sparse
+from torch import Tensor
 
 from recbole_meta.errors import DataError
 from recbole_meta.model.multitask.objective_ease import ObjectiveEASE, ObjectiveEASESettings
@@ -48,3 +49,7 @@ class GradedEASE(ObjectiveEASE):
         if not graded.nnz:
             raise DataError("GradedEASE: all 'gains' are 0, so there is no target.")
         return {"union": graded.tocsr().astype("float32")}
+
+    def rank(self, users: Tensor, objective: str) -> Tensor:
+        self.check_ranked(objective)
+        return super().rank(users, self.objectives[0])

@@ -29,7 +29,7 @@ class LinearMTASettings(MTASettings):
 class LinearMTA(MTA):
     r"""MTA with a linear path from item to item beside the latent one.
 
-    .. math:: score^{(t)} = D_t z^{(t)} + e_t + c_t \, x_\cup + s_t \, W_t' x_w
+    .. math:: score^{(t)} = D_t z^{(t)} + e_t + (c_t + a_t o^{(t)}) \odot x_\cup + s_t \, W_t' x_w
 
     :math:`W_t` is ObjectiveEASE's closed form from the weighted union :math:`x_w` to the
     objective's own behaviour, or to the union, with a diagonal of zeros, of train alone. Like

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding_bag
 
 from recbole_meta.errors import SettingError
+from recbole_meta.model.conversion import conversion
 from recbole_meta.model.objective_recommender import (
     ObjectiveRecommender,
     TrainedObjectiveSettings,
@@ -38,6 +39,7 @@ class MTASettings(TrainedObjectiveSettings):
     kl_steps: Count  # batches over which beta rises to it
     sampled_items: Size | None  # drawn for the softmax beside a batch's targets; ~: all items
     copy: dict[str, Weight]  # c of an objective, on a user's own items; 0 where one is not named
+    conversion: dict[str, Weight]  # a of an objective, on their odds; 0 where one is not named
     average: Share  # decay of the moving average of all weights, which is judged; 0: the last ones
 
 
@@ -61,7 +63,7 @@ class MTA(ObjectiveRecommender):
         z_b &\sim N(\mu_b, \sigma^2_b) \;\text{in training}, \qquad z_b = \mu_b \;\text{else} \\
         z^{(t)} &= \sum_b g_{tb} z_b, \qquad
         g_{t \cdot} = softmax_b(q_t' z_b / \sqrt d + a_{tb}) \\
-        score^{(t)} &= D_t z^{(t)} + e_t + c_t \, x_\cup, \qquad
+        score^{(t)} &= D_t z^{(t)} + e_t + (c_t + a_t o^{(t)}) \odot x_\cup, \qquad
         p^{(t)} = softmax(D_t z^{(t)} + e_t) \text{ of a distribution} \\
         L &= \sum_t w_t \, CE_t + \beta \sum_b KL(N(\mu_b, \sigma^2_b) \,\Vert\, N(0, 1))
 
@@ -73,10 +75,11 @@ class MTA(ObjectiveRecommender):
     What differs from BVAE: :math:`W_b`, so that behaviours differ without noise; gates that are a
     softmax over behaviours; fixed weights; distributions; an item is dropped under all behaviours
     at once, and the loss may be of dropped ones alone, which the encoder cannot copy;
-    :math:`c_t`, read when ranking only; what is judged may be a moving average of all weights over
-    the steps (``MovingAverage``), since what the objectives need is learned at different times.
-    ``inputs: own`` leaves each objective its own behaviour and
-    space: K autoencoders of one behaviour each.
+    :math:`c_t` and :math:`a_t`, read when ranking only, o the items' log-odds of the objective for
+    who met them otherwise (``conversion``); what is judged may be a moving average of all weights
+    over the steps (``MovingAverage``), since what the objectives need is learned at different
+    times. ``inputs: own`` leaves each objective its own behaviour and space: K autoencoders of one
+    behaviour each.
     """
 
     distributes = True
@@ -86,12 +89,14 @@ class MTA(ObjectiveRecommender):
         super().__init__(config, dataset)
         s = self.settings
         self.check_objectives(s.weights, "weights", self.distributions)
-        self.check_objectives(s.copy, "copy")
         self.own = s.inputs == "own"
-        if self.own and any(s.copy.values()):
-            raise SettingError(
-                "MTA: 'copy' reads other behaviours: with inputs 'own' it must be {}."
-            )
+        for setting, given in (("copy", s.copy), ("conversion", s.conversion)):
+            self.check_objectives(given, setting)
+            if self.own and any(given.values()):
+                raise SettingError(
+                    f"MTA: '{setting}' reads other behaviours: with inputs 'own' it must be {{}}."
+                )
+        self.own_items = {name: self._own_items(name) for name in {*s.copy, *s.conversion}}
         if s.targets == "dropped" and not s.dropout:
             raise SettingError("MTA: with dropout 0 nothing is dropped: set targets to 'all'.")
         self.met = sum(2**b * matrix.astype(np.int64) for b, matrix in enumerate(self.matrices))
@@ -117,6 +122,12 @@ class MTA(ObjectiveRecommender):
     def matrices(self) -> list:
         """The behaviours' matrices, in the order of the objectives."""
         return list(self.history.values())
+
+    def _own_items(self, name: str) -> Tensor:
+        """c_t + a_t o, what an item's score gets where the user met it, [I]."""
+        odds = torch.from_numpy(conversion(self.history, name)).to(self.device)
+        s = self.settings
+        return s.copy.get(name, 0.0) + s.conversion.get(name, 0.0) * odds
 
     def _table(self, rows: int | None = None) -> nn.Parameter:
         """A row per item, or so many."""
@@ -199,8 +210,8 @@ class MTA(ObjectiveRecommender):
         entries = self.entries(users)
         z, _ = self.posteriors(entries)
         scores = self.decode(self.mixed(z, objective), objective)
-        if c := self.settings.copy.get(objective):
-            scores[entries.row, entries.item] += c
+        if objective in self.own_items:
+            scores[entries.row, entries.item] += self.own_items[objective][entries.item]
         return scores
 
     def calculate_loss(self, interaction) -> Tensor:

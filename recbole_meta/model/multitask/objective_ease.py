@@ -8,9 +8,11 @@ Reference:
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from scipy import sparse
 from torch import Tensor
 
+from recbole_meta.model.conversion import conversion
 from recbole_meta.model.item_ridge import ItemRidge, weighted_union
 from recbole_meta.model.objective_recommender import (
     ObjectiveRecommender,
@@ -26,6 +28,7 @@ class ObjectiveEASESettings(ObjectiveSettings):
     weights: dict[str, Weight]  # of the behaviours in the union; 1 where one is not named
     target: Literal["union", "own"]  # what is predicted: the union itself, or the own behaviour
     copy: Weight  # c, what a user's own entry of the union adds to its score
+    conversion: Weight  # a, on the odds of such an item
 
 
 class ObjectiveEASE(ObjectiveRecommender):
@@ -35,11 +38,11 @@ class ObjectiveEASE(ObjectiveRecommender):
         X_{ui} &= \max_b w_b X^{(b)}_{ui}, \qquad
         B = P X'Y - P \, diag(\gamma), \qquad P = (X'X + \lambda I)^{-1} \\
         \gamma_j &= (P X'Y)_{jj} / P_{jj} \;\Rightarrow\; B_{jj} = 0, \qquad
-        score = X B + c X
+        score = X B + (c + a o) \odot X
 
-    Y is the union (then B is EASE's, where all weights are 1) or the objective's own behaviour.
-    What differs from the paper: Y, the weights and c; and nothing of size [I, I] is made
-    (``ItemRidge``).
+    Y is the union (then B is EASE's, where all weights are 1) or the objective's own behaviour; o
+    the items' log-odds of the objective for who met them otherwise (``conversion``). What differs
+    from the paper: Y, the weights, c and a; and nothing of size [I, I] is made (``ItemRidge``).
     """
 
     group = "rule"
@@ -63,5 +66,8 @@ class ObjectiveEASE(ObjectiveRecommender):
     def rank(self, users: Tensor, objective: str) -> Tensor:
         self.check_ranked(objective)
         target = objective if objective in self.ridge.y else "union"
-        copied = self.settings.copy * dense_rows(self.source, users)
-        return copied + self.ridge.scores(users, target)
+        s = self.settings
+        own = torch.full((self.n_items,), s.copy, device=users.device)
+        if s.conversion:
+            own += s.conversion * torch.from_numpy(conversion(self.history, objective)).to(own)
+        return own * dense_rows(self.source, users) + self.ridge.scores(users, target)
