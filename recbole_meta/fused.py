@@ -20,7 +20,7 @@ import torch
 from recbole_meta.benchmark import Row, read_row
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import slug
+from recbole_meta.evaluation.entries import refuse_twice, slug
 from recbole_meta.evaluation.graded import GradedJudge, Values, check_gains
 from recbole_meta.evaluation.metrics import mean
 from recbole_meta.fitting import thread_limit
@@ -130,14 +130,9 @@ def read_fused(name: str, objectives: tuple[str, ...]) -> FusedPage:
     if page.baseline not in fusions:
         raise SettingError(f"{where}: 'baseline' is '{page.baseline}'. "
                            f"{nearest(page.baseline, fusions)}")  # fmt: skip
-    names = [each.name for each in (*sources, *graded)]
-    twice = [each for each in names if names.count(each) > 1]
-    if twice or not sources or not page.seeds or not page.gains:
-        raise SettingError(
-            f"{where}: '{twice[0]}' stands there twice."
-            if twice
-            else f"{where} has no sources, no gains or no seeds."
-        )
+    refuse_twice([each.name for each in (*sources, *graded)], where)
+    if not sources or not page.seeds or not page.gains:
+        raise SettingError(f"{where} has no sources, no gains or no seeds.")
     weight_trials(len(objectives), page.trials, 0)
     return FusedPage(name, page.dataset, page.seeds, page.trials, page.gains, sources, fusions,
                      page.baseline, graded)  # fmt: skip

@@ -24,7 +24,7 @@ from recbole_meta.data.objectives import read_objectives
 from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import slug
+from recbole_meta.evaluation.entries import refuse_twice, slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
 from recbole_meta.fitting import thread_limit
 from recbole_meta.model import row_models
@@ -128,11 +128,9 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
         check_row_metric(metric, folder.objectives, f"Page '{name}': metric")
     rows = [read_row(entry, where, Row, seeds=page.seeds) for entry in page.rows]
     names = [row.name for row in rows]
-    folders = [slug(each) for each in names]  # spaces do not count in them
-    twice = [each for each in names if folders.count(slug(each)) > 1]
-    if twice or not rows or not page.seeds:
-        said = f"'{twice[0]}' stands there twice" if twice else "there are no rows or no seeds"
-        raise SettingError(f"{where}: {said}.")
+    refuse_twice(names, where)
+    if not rows or not page.seeds:
+        raise SettingError(f"{where}: there are no rows or no seeds.")
     if page.against is not None and page.against not in names:
         raise SettingError(
             f"{where}: 'against' is '{page.against}'. {nearest(page.against, names)}"

@@ -159,7 +159,7 @@ BAD = [
     (one("row", grid={"noise": {"low": 1, "high": 2}}), "'noise' of 'Pop' is a range"),
     (one("row", model="Popp"), "Did you mean 'Pop'"),
     (one("row", grids={}), "unknown setting 'grids'. Did you mean 'grid'"),
-    (one("row", name="EASE"), "has 'EASE' twice"),
+    (one("row", name="EASE"), "'EASE' stands there twice"),
     (one("row", model="PriorRidge", grid={"noize": [1.0]}), "Did you mean 'noise'"),
     (one("row", model="PriorRidge", grid={"noise": [1.0, "big"]}), "'noise' must be of type float"),
     (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),

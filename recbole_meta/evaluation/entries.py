@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from recbole_meta.errors import DataError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import Interval, paired_gain
 from recbole_meta.settings import load_properties, load_yaml
@@ -45,6 +45,14 @@ def seeds_of(page: dict[str, Any], row: str) -> list[int | None]:
 def slug(name: str) -> str:
     """A row's name as that of a file."""
     return name.replace(" + b ", "+").replace(" on ", "~").replace(" ", "")
+
+
+def refuse_twice(names: Sequence[str], where: str) -> None:
+    """Refuse names of which two would be one file."""
+    files = [slug(name) for name in names]
+    twice = [name for name in names if files.count(slug(name)) > 1]
+    if twice:
+        raise SettingError(f"{where}: '{twice[0]}' stands there twice.")
 
 
 class RunFiles:
