@@ -196,7 +196,8 @@ class _RowRun:
         self.page, self.row, self.behaviours, self.device = page, row, behaviours, device
         self.root, self.folder = root, root / slug(row.name)
         self.trials = row.trials(page.trials)
-        self.seeds = row.seeds if _trains(row.model, self.trials[0]) else row.seeds[:1]
+        trains = any(_trains(row.model, trial) for trial in self.trials)
+        self.seeds = row.seeds if trains else row.seeds[:1]
         self.made_by = {"sha256": behaviours.sha256, "model": row.model}
         says = _is_multitask(row.model) and multitask_model(row.model).distributes
         self.said = tuple(behaviours.distributions) if says else ()
