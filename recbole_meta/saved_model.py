@@ -17,7 +17,7 @@ from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender
 from recbole_meta.serving import DAMAGED, Served, reason
 
-FORMAT = 2
+FORMAT = 3
 
 
 def load(path: str | Path) -> Served:
@@ -45,7 +45,9 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
     known = our_models()
     if content["model"] not in known:
         raise DataError(f"Unknown model '{content['model']}'. {nearest(content['model'], known)}")
-    side, state, facts = content["side"], content["state"], None
+    side, facts = content["side"], None
+    part = content["part"]  # of the model, which reads the fields: 'members.InContext.'
+    state = {k.removeprefix(part): v for k, v in content["state"].items() if k.startswith(part)}
     if side not in ("user", "item"):
         raise DataError(f"A newcomer is a user or an item, found {side!r}.")
     if content["facts"] is not None:
@@ -69,7 +71,7 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
         sizes = {item: 1, user: len(content["items"])}
     stored = StoredDataset(side, sizes, facts)
     model: MetaRecommender = known[content["model"]](config, stored)
-    model.load_state_dict(state)
+    model.load_state_dict(content["state"])
     model.eval()
     return model
 
@@ -79,7 +81,10 @@ def model_bytes(
 ) -> bytes:
     """A fitted model with all that serving it needs, the training tasks' own data not among it."""
     tokens = [str(token) for token in dataset.field2id_token[model.OTHER_ID]]
-    facts = getattr(model, "facts", None)
+    parts = {f"{name}." if name else "": each for name, each in model.named_modules()}
+    reading = [name for name, each in parts.items() if getattr(each, "facts", None) is not None]
+    part = reading[0] if reading else ""
+    facts = getattr(parts[part], "facts", None)
     rating = dataset.config["RATING_FIELD"]
     bounds = None
     if feedback == "rating":
@@ -98,6 +103,7 @@ def model_bytes(
         "items": tokens,
         "candidates": torch.tensor([token in candidates for token in tokens]),
         "bounds": bounds,
+        "part": part,
         "facts": None if facts is None else {
             "item_fields": [_described(field) for field in facts.item_fields],
             "user_fields": [_described(field) for field in facts.user_fields],

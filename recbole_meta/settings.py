@@ -164,3 +164,13 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise SettingError(f"{where} must be of type {wanted.__name__}, found {value!r}.")
     return value
+
+
+class Over:
+    """A config with other values for some settings."""
+
+    def __init__(self, config: Any, values: Mapping[str, Any]) -> None:
+        self.config, self.values = config, values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name] if name in self.values else self.config[name]

@@ -34,6 +34,8 @@ CASES = {
         "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
         "KernelRidge": {"embedding_size": 4},
+        "Blend": {"epochs": 2, "members": {"MetaRidge": {"embedding_size": 4},
+                                           "InContext": CONTEXT, "KernelRidge": {}}},
     },
     "user_cold_5_rating": {
         "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {},

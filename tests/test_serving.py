@@ -33,6 +33,7 @@ RANKERS = {
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
     "CNP": SMALL | {"support_negatives": 2},
     "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
+    "Blend": {"epochs": 1, "members": {"InContext": CONTEXT, "KernelRidge": {}}},
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}
 RATERS = {
@@ -516,7 +517,7 @@ def test_bytes_of_what_this_model_cannot_be_told(served) -> None:
     item_side = changed(liked, side="item")
     refused(lambda: ridge.read_newcomer(item_side), "its side is 'item', not 'user'")
     old = changed(liked, format=1)
-    refused(lambda: ridge.read_newcomer(old), "has format 1, this version reads 2")
+    refused(lambda: ridge.read_newcomer(old), "has format 1, this version reads 3")
 
 
 def test_bytes_that_are_no_newcomer(served) -> None:
@@ -539,7 +540,7 @@ def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 99}, "has format 99, this version reads 2"),
+        ({"format": 99}, "has format 99, this version reads 3"),
         ({"kind": "cake"}, "is no saved model"),
         ({"model": "Priorridge"}, "Did you mean 'PriorRidge'"),
         ({"items": ["[PAD]"]}, "no catalogue"),

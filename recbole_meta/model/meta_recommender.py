@@ -236,7 +236,7 @@ class MetaRecommender(GeneralRecommender):
         """A model that was not prepared takes what ``prepare`` fits from the checkpoint."""
         for key, value in state_dict.items():
             name = key.removeprefix(prefix)
-            if "." not in name and not hasattr(self, name):
+            if key.startswith(prefix) and "." not in name and not hasattr(self, name):
                 self.register_buffer(name, torch.empty_like(value, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -15,7 +15,7 @@ from recbole_meta.errors import SettingError, nearest
 from recbole_meta.model import row_models
 from recbole_meta.model.multitask_recommender import MultiTaskRecommender, MultiTaskSettings
 from recbole_meta.model.perceptrons import perceptron
-from recbole_meta.settings import load_properties
+from recbole_meta.settings import Over, load_properties
 
 _NEAR = 0.02  # of the budget
 
@@ -71,7 +71,7 @@ class SingleTask(MultiTaskRecommender):
         same = ("embedding_size", "embedding_std", "user_fields", "item_fields", "product")
         values = page | {name: getattr(s, name) for name in same} | s.match_settings
         with torch.random.fork_rng(devices=[]):
-            return count(kinds[s.match](_Over(config, values), dataset))
+            return count(kinds[s.match](Over(config, values), dataset))
 
     def _check(self) -> None:
         for name in self.objectives:
@@ -116,13 +116,3 @@ def stretched(inputs: int, shape: tuple[int, ...], outputs: int, left: float) ->
 def count(module: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(each.numel() for each in module.parameters())
-
-
-class _Over:
-    """A config with other values for some settings."""
-
-    def __init__(self, config: Any, values: dict[str, Any]) -> None:
-        self.config, self.values = config, values
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name] if name in self.values else self.config[name]

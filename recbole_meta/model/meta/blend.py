@@ -1,0 +1,111 @@
+r"""
+Blend
+################################################
+Several learners that differ say more than the best of them: Bell, Koren and Volinsky. "The BellKor
+solution to the Netflix Prize." 2007.
+"""
+
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_meta.episode import Examples
+from recbole_meta.errors import SettingError, nearest
+from recbole_meta.model import our_models
+from recbole_meta.model.meta_recommender import MetaRecommender, State, TrainedSettings
+from recbole_meta.settings import Over, Weight, load_properties, read_settings
+
+
+@dataclass(frozen=True)
+class BlendSettings(TrainedSettings):
+    members: dict[str, dict[str, Any]]  # learners, and their settings over their pages
+    weights: dict[str, Weight]  # of the members' scores; 1 where one is not named
+
+
+class Blend(MetaRecommender):
+    r"""A sum of what several learners say, each on the scale of the catalogue.
+
+    .. math::
+        score_i = \sum_j w_j \frac{f_j(s)_i - mean_{i'} f_j(s)_{i'}}{std_{i'} f_j(s)_{i'}}
+
+    f_j(s) [I]: all scores of member j for a support s; 0 where it says the same of all items. Those
+    that train do so beside each other, on the same episodes, by the sum of their losses, so that
+    each gets the gradient that it would get alone; epochs, steps and rates are those of the blend,
+    which chooses the epoch. A task's state is its ranking.
+
+    Members read ids alone, and the support as it is; at most one has fields of embeddings, so that
+    a saved blend holds them once.
+    """
+
+    sides = ("user",)
+    settings: BlendSettings
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        members, weights = self.settings.members, self.settings.weights
+        known = {n: c for n, c in our_models().items() if self._may_join(c)}
+        for name in (*members, *weights):
+            if name not in known:
+                raise SettingError(f"Blend: no member can be '{name}'. {nearest(name, known)}")
+        for name in weights:
+            if name not in members:
+                raise SettingError(f"Blend: 'weights' names '{name}'. {nearest(name, members)}")
+        self.weights = [weights.get(name, 1.0) for name in members]
+        if not any(self.weights):
+            raise SettingError("Blend: it has no member with a weight above 0.")
+        self.members = nn.ModuleDict(
+            {name: self._member(known[name], given, config, dataset)
+             for name, given in members.items()}
+        )  # fmt: skip
+        facts = [n for n, m in self.members.items() if getattr(m, "facts", None) is not None]
+        if len(facts) > 1:
+            raise SettingError(f"Blend: {facts[0]} and {facts[1]} have fields; one member may.")
+
+    @classmethod
+    def _may_join(cls, other: type) -> bool:
+        return not issubclass(other, Blend) and "implicit" in other.feedback
+
+    def _member(self, kind: type, given: dict[str, Any], config: Any, dataset: Any) -> Any:
+        name, where = kind.__name__, f"Blend, member '{kind.__name__}'"
+        values = load_properties("model", name) | given
+        settings = read_settings(typing.get_type_hints(kind)["settings"], values, where)
+        reads = kind.reads_with(settings, "implicit", "user")
+        if reads != "ids" or getattr(settings, "support_negatives", 0):
+            raise SettingError(
+                f"{where} reads {reads}: members read ids alone, without 'support_negatives'."
+            )
+        return kind(Over(config, values), dataset)
+
+    def prepare(self, train_data) -> None:
+        for member in self.members.values():
+            member.prepare(train_data)
+
+    def adapt(self, support: Examples) -> State:
+        return {"scores": sum(
+            weight * scaled(self._say(member, support))
+            for weight, member in zip(self.weights, self.members.values(), strict=True)
+        )}  # fmt: skip
+
+    def _say(self, member: Any, support: Examples) -> Tensor:
+        """f_j, [I]."""
+        items = member.encode(self.all_others)  # [I, ..]
+        task = member.encode_tasks(support.task)
+        return member.score(member.adapt(support._replace(x=items[support.x], task=task)), items)
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        return self.of_all(state["scores"], x)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        trained = (each for each in self.members.values() if each.settings.epochs)
+        return torch.stack([each.calculate_loss(interaction) for each in trained]).sum()
+
+
+def scaled(scores: Tensor) -> Tensor:
+    """With mean 0 and deviation 1 over items by id, of which 0 is none; 0 where all are alike."""
+    items = scores[1:]
+    far = (items - items.mean()).square().mean().sqrt()
+    return (far > 1e-6) * (scores - items.mean()) / far.clamp(min=1e-6)
