@@ -196,6 +196,11 @@ def read_row(
 ) -> R:
     """A row whose grid can be searched."""
     row = read_settings(kind, {"fixed": {}, "grid": {}, "seeds": seeds, **entry}, where)
+    if len(set(row.seeds)) < len(row.seeds):
+        raise SettingError(
+            f"{where}: 'seeds' of '{row.name}' must be different and at least one, found "
+            f"{list(row.seeds)}."
+        )
     grid = {
         name: _options(name, options, f"{where}: '{name}' of '{row.name}'")
         for name, options in row.grid.items()
@@ -287,7 +292,7 @@ def _check_options(row: Row) -> None:
 
 
 def _check_seeds(row: Row, where: str) -> None:
-    if not row.seeds or len(set(row.seeds)) < len(row.seeds):
+    if not row.seeds:
         raise SettingError(f"{where} must be different and at least one, found {list(row.seeds)}.")
     if max(row.seeds) >= 2**32:
         raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")

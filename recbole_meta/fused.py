@@ -131,6 +131,8 @@ def read_fused(name: str, objectives: tuple[str, ...]) -> FusedPage:
         raise SettingError(f"{where}: 'baseline' is '{page.baseline}'. "
                            f"{nearest(page.baseline, fusions)}")  # fmt: skip
     refuse_twice([each.name for each in (*sources, *graded)], where)
+    if len(set(page.seeds)) < len(page.seeds):
+        raise SettingError(f"{where}: 'seeds' must be different, found {list(page.seeds)}.")
     if not sources or not page.seeds or not page.gains:
         raise SettingError(f"{where} has no sources, no gains or no seeds.")
     weight_trials(len(objectives), page.trials, 0)

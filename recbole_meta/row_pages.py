@@ -9,7 +9,7 @@ model, each the best of its group on valid (`row_table`).
 
 import json
 import logging
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,12 +95,23 @@ def run_rows(
     if processes == 1:
         finished = [_run_row(*each) for each in work]
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(_run_row, *each) for each in work]
-            if any(each.exception() for each in wait(futures, return_when=FIRST_EXCEPTION).done):
-                pool.shutdown(cancel_futures=True)  # what runs ends its row, nothing else begins
-            finished = [future.result() for future in futures]
+        finished = _run_beside(work, processes)
     return row_table(name, page, finished, Path(results))
+
+
+def _run_beside(work: list[tuple[Any, ...]], processes: int) -> list[Finished]:
+    """As many rows at a time, in their order; after one that fails nothing else begins."""
+    left = list(enumerate(work))[::-1]
+    running: dict[Future[Finished], int] = {}
+    found: dict[int, Finished] = {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        while left or running:
+            while left and len(running) < processes:
+                place, each = left.pop()
+                running[pool.submit(_run_row, *each)] = place
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                found[running.pop(future)] = future.result()
+    return [found[place] for place in range(len(work))]
 
 
 def _run_row(page: Page, row: Row, place: Path, root: Path, device: str) -> Finished:

@@ -10,7 +10,7 @@ import yaml
 from recbole_meta import row_pages
 from recbole_meta.cli import main
 from recbole_meta.data.row_splits import open_rows, prepare_rows
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.row_fitting import judge_of
 from recbole_meta.row_pages import read_rows_page, run_rows
 from recbole_meta.settings import names
@@ -115,6 +115,17 @@ def test_what_has_its_file_is_not_done_again_and_what_lacks_it_is(folder):
     assert table(folder) == text  # the same bits
 
 
+def test_after_a_row_that_fails_nothing_begins(folder, tmp_path):
+    """Its error comes out; of eight rows that wait, those of one other process have begun."""
+    fails = {"name": "Fails", "model": "SharedBottom", "fixed": {**TRAINED, "learning_rate": 1e30}}
+    rest = [{**PAGE["rows"][2], "name": f"Row{n}"} for n in range(8)]
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump({**PAGE, "rows": [fails, *rest]}), "utf-8")
+    where = str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path
+    with pytest.raises(DataError, match="the loss is"):
+        run_rows(str(tmp_path / "many.yaml"), *where, processes=2)
+    assert len(list((tmp_path / "runs" / "many").iterdir())) <= 1
+
+
 def test_two_processes_make_the_same_table(folder, tmp_path):
     where = str(folder), str(folder / "prepared"), tmp_path / "runs", tmp_path
     made, _ = run_rows(str(folder / "small.yaml"), *where, processes=2)
@@ -214,7 +225,13 @@ REFUSED = [
     ({"choose": "like/ndgc@10"}, "is 'like/ndgc@10'"),
     ({"rows": []}, "no rows or no seeds"),
     ({"rows": [PAGE["rows"][0], PAGE["rows"][0]]}, "stands there twice"),
-    ({"rows": [PAGE["rows"][0], {"name": "F loor", "model": "EASE"}]}, "stands there twice"),
+    (
+        {"rows": [PAGE["rows"][0], {"name": "F loor", "model": "EASE"}]},
+        "'F loor' and 'Floor' would be one file",
+    ),
+    ({"rows": [{"name": "../x", "model": "EASE"}]}, "named '../x', which is no file's name"),
+    ({"rows": [{"name": " ", "model": "EASE"}]}, "named ' ', which is no file's name"),
+    ({"seeds": [1, 1]}, "'seeds' of 'Floor' must be different"),
     ({"rows": [{"name": "X", "model": "MMOE"}]}, "Unknown model of rows 'MMOE'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"stop_by": "like/mae"}}]}, "'stop_by'"),
     ({"rows": [{"name": "X", "model": "MMoE", "fixed": {"expert": 3}}]}, "expert"),

@@ -48,11 +48,16 @@ def slug(name: str) -> str:
 
 
 def refuse_twice(names: Sequence[str], where: str) -> None:
-    """Refuse names of which two would be one file."""
-    files = [slug(name) for name in names]
-    twice = [name for name in names if files.count(slug(name)) > 1]
-    if twice:
-        raise SettingError(f"{where}: '{twice[0]}' stands there twice.")
+    """Refuse names that are no file's, and two that would be one file."""
+    known: dict[str, str] = {}
+    for name in names:
+        file = slug(name)
+        if not file or file.startswith(".") or "/" in file or "\\" in file:
+            raise SettingError(f"{where}: a row is named '{name}', which is no file's name.")
+        if other := known.get(file.lower()):
+            same = "stands there twice" if other == name else f"and '{other}' would be one file"
+            raise SettingError(f"{where}: '{name}' {same}.")
+        known[file.lower()] = name
 
 
 class RunFiles:

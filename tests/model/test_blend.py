@@ -31,6 +31,7 @@ def test_it_is_the_weighted_sum_of_standardised_scores(worlds, fit):
 def test_who_says_the_same_of_all_items_adds_nothing():
     assert not scaled(torch.full((9,), 0.7)).any()
     scores = torch.tensor([99.0, 1.0, 2.0, 3.0])  # the padding's is not counted
+    torch.testing.assert_close(scaled(1e-9 * scores), scaled(scores))
     torch.testing.assert_close(scaled(scores)[1:], torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5)
 
 
@@ -82,6 +83,8 @@ REFUSED = [
     ({"members": {"MetaRidge": {"noize": 1.0}}}, "Did you mean 'noise'"),
     ({"members": {"MetaRidge": {"noise": -1.0}}}, "member 'MetaRidge'"),
     ({"members": {"KernelRidge": {"fields": [0.2]}}}, "reads ids \\+user fields: members read ids"),
+    ({"members": {"KernelRidge": {}}}, "no member trains, so 'epochs' must be 0"),
+    ({"members": {"MetaRidge": {"epochs": 0}}}, "no member trains"),
     ({"members": {"InContext": {}, "CNP": {}}}, "InContext and CNP have fields"),
     ({"members": {"InContext": {"support_negatives": 2}}}, "without 'support_negatives'"),
 ]

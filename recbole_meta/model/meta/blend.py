@@ -33,9 +33,9 @@ class Blend(MetaRecommender):
         score_i = \sum_j w_j \frac{f_j(s)_i - mean_{i'} f_j(s)_{i'}}{std_{i'} f_j(s)_{i'}}
 
     f_j(s) [I]: all scores of member j for a support s; 0 where it says the same of all items. Those
-    that train do so beside each other, on the same episodes, by the sum of their losses, so that
-    each gets the gradient that it would get alone; epochs, steps and rates are those of the blend,
-    which chooses the epoch. A task's state is its ranking.
+    that train do so beside each other, on the same episodes, by the sum of their losses: each gets
+    the gradient that it would get alone, where none is clipped. Epochs, steps and rates are those
+    of the blend, which chooses the epoch. A task's state is its ranking.
 
     Members read ids alone, and the support as it is; at most one has fields of embeddings, so that
     a saved blend holds them once.
@@ -61,6 +61,8 @@ class Blend(MetaRecommender):
             {name: self._member(known[name], given, config, dataset)
              for name, given in members.items()}
         )  # fmt: skip
+        if self.settings.epochs and not self._trained():
+            raise SettingError("Blend: no member trains, so 'epochs' must be 0.")
         facts = [n for n, m in self.members.items() if getattr(m, "facts", None) is not None]
         if len(facts) > 1:
             raise SettingError(f"Blend: {facts[0]} and {facts[1]} have fields; one member may.")
@@ -100,12 +102,15 @@ class Blend(MetaRecommender):
         return self.of_all(state["scores"], x)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        trained = (each for each in self.members.values() if each.settings.epochs)
-        return torch.stack([each.calculate_loss(interaction) for each in trained]).sum()
+        return torch.stack([each.calculate_loss(interaction) for each in self._trained()]).sum()
+
+    def _trained(self) -> list[Any]:
+        return [each for each in self.members.values() if each.settings.epochs]
 
 
 def scaled(scores: Tensor) -> Tensor:
     """With mean 0 and deviation 1 over items by id, of which 0 is none; 0 where all are alike."""
     items = scores[1:]
     far = (items - items.mean()).square().mean().sqrt()
-    return (far > 1e-6) * (scores - items.mean()) / far.clamp(min=1e-6)
+    least = 1e-6 * items.abs().max()  # what rounding leaves of equal scores
+    return (far > least) * (scores - items.mean()) / torch.where(far > least, far, 1.0)

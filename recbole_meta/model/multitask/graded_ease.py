@@ -27,7 +27,8 @@ class GradedEASE(ObjectiveEASE):
     .. math:: Y_{ui} = \sum_t v_t^a X^{(t)}_{ui}, \qquad B = P X'Y - P \, diag(\gamma)
 
     B is linear in Y, so with :math:`a = 1` this is the sum of the rankings of ObjectiveEASE with
-    ``target: own`` and the same settings, by the weights :math:`v_t`; 0 to any power is 0. With
+    ``target: own`` and the same settings, by the weights :math:`v_t`, but for the copy term, which
+    is added once and has the main objective's odds; 0 to any power is 0. With
     ``target: union`` each objective has the union's ranking, as in ObjectiveEASE.
     """
 

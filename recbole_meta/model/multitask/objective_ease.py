@@ -62,12 +62,12 @@ class ObjectiveEASE(ObjectiveRecommender):
             train_data._dataset, self.source, self.targets(), self.settings.reg_weight,
             type(self).__name__,
         )  # fmt: skip
+        odds = {name: conversion(self.history, name) for name in self.objectives}
+        s = self.settings
+        self.own = {name: s.copy + s.conversion * torch.from_numpy(o) for name, o in odds.items()}
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
         self.check_ranked(objective)
         target = objective if objective in self.ridge.y else "union"
-        s = self.settings
-        own = torch.full((self.n_items,), s.copy, device=users.device)
-        if s.conversion:
-            own += s.conversion * torch.from_numpy(conversion(self.history, objective)).to(own)
+        own = self.own[objective].to(users.device)
         return own * dense_rows(self.source, users) + self.ridge.scores(users, target)
