@@ -31,6 +31,7 @@ CASES = {
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
         "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL, "Reptile": SMALL,
         "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
+        "RESUSNN": SMALL, "MetaCF": {"epochs": 1, "embedding_size": 4, "embedding_std": 1.0},
         "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
         "KernelRidge": {"embedding_size": 4},

@@ -1,4 +1,4 @@
-"""RESUS against a loop over unpadded tasks that solves the ridge in its primal form."""
+"""RESUS against a loop over unpadded tasks: the ridge in its primal form, attention row by row."""
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ from recbole_meta.stage import load_stage
 
 SMALL = dict(
     embedding_size=3, embedding_std=1.0, hidden_size=[5, 4], train_batch_size=12, support_sizes=7,
-    item_fields=True, user_fields=True, support_negatives=2,
+    item_fields=True, user_fields=True, support_negatives=2, query_negatives=20,
 )  # fmt: skip
 CURVE = {"shots": [0, 1, 3], "reserve": 4, "horizon": 3, "eligible": 8, "folds": 0}
-CASES = [(name, kind) for name in ("RESUSRR",) for kind in ("implicit", "rating")]
+CASES = [(name, kind) for name in ("RESUSRR", "RESUSNN") for kind in ("implicit", "rating")]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,18 @@ def ridge(model, h, residual, asked):
     return one @ torch.linalg.solve(inner, x.T @ residual)
 
 
+def nearest(model, h, residual, asked):
+    """One row asked after the other, a sum over the support."""
+    v, found = model.nearness.weight[0], []
+    for row in asked:
+        near = torch.stack([torch.exp(sum(v * abs(row - each))) for each in h])
+        found.append(sum(a * r for a, r in zip(near / near.sum(), residual, strict=True)))
+    return torch.stack(found)
+
+
+DELTA = {"RESUSRR": ridge, "RESUSNN": nearest}
+
+
 def naive(model, u, x, y, asked):
     """Scores of rows asked of one task with this support, unpadded."""
     score = shared(model.shared, u, asked)
@@ -68,7 +80,8 @@ def naive(model, u, x, y, asked):
         return score
     expected = shared(model.shared, u, x)
     residual = y - (expected if model.judged == "rating" else torch.sigmoid(expected))
-    delta = ridge(model, encoded(model.encoder, u, x), residual, encoded(model.encoder, u, asked))
+    rule, encoder = DELTA[type(model).__name__], model.encoder
+    delta = rule(model, encoded(encoder, u, x), residual, encoded(encoder, u, asked))
     place = min(len(y), len(model.scale)) - 1
     return score + model.scale[place] * delta + model.bias[place]
 
@@ -103,8 +116,34 @@ def test_value_and_gradient(float64, made, name, kind):
         reached |= {key} if other.abs().max() > 1e-8 else set()
     assert {
         "scale",
-        "log_reg",
+        {"RESUSRR": "log_reg", "RESUSNN": "nearness.weight"}[name],
         "encoder.weight_0",
         "encoder.weight_1",
         "shared.weight_0",
     } <= reached
+
+
+def attended(model, h, r, mask):
+    """RESUSNN's state of a support with these encodings and residuals."""
+    return model.fit(h, r * mask, mask)
+
+
+@pytest.mark.parametrize("padding", [1e-3, 1.0, 1e6])
+def test_attention_is_a_mean_of_the_support(float64, made, padding):
+    """It lies among the residuals, whatever the order and the padding; of none it is 0."""
+    model, _ = made("RESUSNN", "implicit")
+    rng = torch.Generator().manual_seed(3)
+    h, asked = (torch.randn(n, 4, generator=rng) for n in (6, 5))
+    r, mask = torch.randn(6, generator=rng), torch.tensor([1.0, 0, 1, 1, 0, 0])
+    h[mask == 0] *= padding
+    found = model.residual(attended(model, h, r, mask), asked)
+    real = r[mask > 0]
+    assert (found > real.min()).all() and (found < real.max()).all()
+    turn = torch.tensor([2, 0, 5, 3, 1, 4])
+    turned = attended(model, h[turn], r[turn], mask[turn])
+    torch.testing.assert_close(model.residual(turned, asked), found)
+    alone = attended(model, h[mask > 0], real, torch.ones(3))
+    torch.testing.assert_close(model.residual(alone, asked), found)
+    one = attended(model, h[:1], r[:1], torch.ones(1))
+    torch.testing.assert_close(model.residual(one, asked), r[:1].expand(5))  # no order of items
+    assert not model.residual(attended(model, h, r, torch.zeros(6)), asked).any()
