@@ -31,7 +31,7 @@ CASES = {
         "MAML": SMALL | {"inner_steps": 2}, "ANIL": SMALL | {"support_negatives": 3},
         "MetaSGD": SMALL, "CAVIA": SMALL | {"inner_steps": 2}, "BOIL": SMALL, "Reptile": SMALL,
         "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
-        "CNP": SMALL | {"support_negatives": 2},
+        "MAMO": SMALL | {"inner_steps": 2}, "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
         "KernelRidge": {"embedding_size": 4},
     },

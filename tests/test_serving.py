@@ -31,7 +31,7 @@ RANKERS = {
     "ANIL": SMALL,
     "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
-    "CNP": SMALL | {"support_negatives": 2},
+    "MAMO": SMALL, "CNP": SMALL | {"support_negatives": 2},
     "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
 }  # fmt: skip
 FIELDS = {"item_fields": True, "user_fields": True}
