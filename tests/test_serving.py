@@ -32,7 +32,7 @@ RANKERS = {
     "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
     "RESUSNN": SMALL, "MetaCF": {"epochs": 1, "embedding_size": 4, "embedding_std": 1.0},
-    "CNP": SMALL | {"support_negatives": 2},
+    "MAMO": SMALL, "CNP": SMALL | {"support_negatives": 2},
     "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
     "Blend": {"epochs": 1, "members": {"InContext": CONTEXT, "KernelRidge": {}}},
 }  # fmt: skip

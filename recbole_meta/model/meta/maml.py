@@ -60,13 +60,18 @@ class MAML(FeatureRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.inner_loss = self.named_loss("inner_loss", self.usual_inner_loss)
-        hidden, size = self.settings.hidden_size, self.other_embedding.size
-        self.prior = make_mlp(self.shared_size, size, hidden, self.label_mean)
+        hidden = self.settings.hidden_size
+        self.prior = make_mlp(self.shared_size, self.row_size, hidden, self.label_mean)
 
     @property
     def shared_size(self) -> int:
         """Inputs of the perceptron that all rows of a task share."""
         return self.task_embedding.size
+
+    @property
+    def row_size(self) -> int:
+        """Inputs of the perceptron that differ from row to row."""
+        return self.other_embedding.size
 
     def adapts(self, name: str) -> bool:
         """Whether a parameter of the layers after the first moves in the inner loop."""
