@@ -183,7 +183,7 @@ def test_names_are_the_yaml_files() -> None:
             "user_cold_globl",
             r"Unknown protocol 'user_cold_globl'\. Did you mean 'user_",
         ),
-        ("dataset", "zzz", r"Unknown dataset 'zzz'\. Allowed: default, jd-bvae, ml-100k, "),
+        ("dataset", "zzz", r"Unknown dataset 'zzz'\. Allowed: default, douban-book, jd-bvae, "),
         ("no_such_kind", "a", r"Unknown no_such_kind 'a'\. None is allowed here\."),
     ],
 )

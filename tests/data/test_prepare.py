@@ -366,7 +366,7 @@ def test_ml1m_without_folds(data_path, tmp_path) -> None:
 @pytest.mark.data
 def test_lastfm_has_no_times(data_path, tmp_path) -> None:
     protocol = read_protocol("user_cold_curve")
-    message = r"order 'time' needs the field 'timestamp', and lastfm\.inter has none\."
+    message = r"order 'time' needs the field 'time', and lastfm\.inter has none\."
     with pytest.raises(DataError, match=message):
         prepare("lastfm", protocol, "user_cold_curve", data_path, tmp_path)
     assert whole(tmp_path) == []
