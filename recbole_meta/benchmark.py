@@ -11,7 +11,7 @@ import numpy as np
 from recbole_meta.choice import check_feedback, check_settings, choose_model, is_closed_form
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import GROUPS, benchmark_page, refuse_twice
+from recbole_meta.evaluation.entries import GROUPS, benchmark_page, check_names
 from recbole_meta.settings import Count, Size, read_settings
 from recbole_meta.study import check_optuna
 
@@ -243,7 +243,7 @@ def _check(b: Benchmark) -> None:
         raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
     for names in (entries, [row.name for row in (*b.rows, *b.trained_rows)]):
-        refuse_twice(names, where)
+        check_names(names, where)
     sources = [j.trained_from for j in b.settings if j.trained_from is not None]
     for name in (*sources, *(search.setting for search in b.searches)):
         if name not in entries:

@@ -20,7 +20,7 @@ import torch
 from recbole_meta.benchmark import Row, read_row
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import refuse_twice, slug
+from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.graded import GradedJudge, Values, check_gains
 from recbole_meta.evaluation.metrics import mean
 from recbole_meta.fitting import thread_limit
@@ -130,7 +130,7 @@ def read_fused(name: str, objectives: tuple[str, ...]) -> FusedPage:
     if page.baseline not in fusions:
         raise SettingError(f"{where}: 'baseline' is '{page.baseline}'. "
                            f"{nearest(page.baseline, fusions)}")  # fmt: skip
-    refuse_twice([each.name for each in (*sources, *graded)], where)
+    check_names([each.name for each in (*sources, *graded)], where)
     if len(set(page.seeds)) < len(page.seeds):
         raise SettingError(f"{where}: 'seeds' must be different, found {list(page.seeds)}.")
     if not sources or not page.seeds or not page.gains:

@@ -26,7 +26,7 @@ from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.data.objectives import Objectives, by_kind
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import refuse_twice, slug
+from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.objectives import metric_name
 from recbole_meta.evaluation.rows import direction
 from recbole_meta.fitting import thread_limit
@@ -101,7 +101,7 @@ def read_multitask(name: str, objectives: Objectives) -> Multitask:
         read_row({"group": None, **entry}, where, MultitaskRow, seeds=page.seeds)
         for entry in page.rows
     )
-    refuse_twice([row.name for row in rows], where)
+    check_names([row.name for row in rows], where)
     if not rows or not all(row.seeds for row in rows):
         raise SettingError(f"Page '{name}' has no rows or no seeds.")
     for row in rows:

@@ -24,7 +24,7 @@ from recbole_meta.data.objectives import read_objectives
 from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
 from recbole_meta.errors import SettingError, nearest
-from recbole_meta.evaluation.entries import refuse_twice, slug
+from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
 from recbole_meta.fitting import thread_limit
 from recbole_meta.model import row_models
@@ -139,7 +139,7 @@ def _checked(name: str, page: Page, folder: RowSplits) -> list[Row]:
         check_row_metric(metric, folder.objectives, f"Page '{name}': metric")
     rows = [read_row(entry, where, Row, seeds=page.seeds) for entry in page.rows]
     names = [row.name for row in rows]
-    refuse_twice(names, where)
+    check_names(names, where)
     if not rows or not page.seeds:
         raise SettingError(f"{where}: there are no rows or no seeds.")
     if page.against is not None and page.against not in names:
@@ -226,9 +226,9 @@ class _RowRun:
             "test_users": self.page.test_users,
         }  # fmt: skip
 
-    def _place(self, settings: Settings, seed: int | None = None) -> Path:
-        """The folder of a run, of the first seed if none is given."""
-        return self.root / f"seed{self.seeds[0] if seed is None else seed}-{digest(settings)}"
+    def _place(self, settings: Settings, seed: int) -> Path:
+        """The folder of a run."""
+        return self.root / f"seed{seed}-{digest(settings)}"
 
     def _fit(self, settings: Settings, seed: int) -> RowFit:
         most = self.page.most_users
@@ -239,7 +239,8 @@ class _RowRun:
         """The means on valid with these settings."""
         file = self.root / "search" / f"{digest(settings)}.json"
         wanted = self._wanted(settings, self.seeds[0])
-        found, tested = read_finished(file), read_finished(self._place(settings) / "result.json")
+        found = read_finished(file)
+        tested = read_finished(self._place(settings, self.seeds[0]) / "result.json")
         if found | wanted != found:
             if tested | wanted == tested:  # its test was done while it was the only trial
                 valid, seconds = tested["valid_metrics"], tested["seconds"]
@@ -254,7 +255,7 @@ class _RowRun:
         return dict(found["valid"])
 
     def _test(self, settings: Settings, seed: int) -> Path:
-        """The folder of a run."""
+        """The folder of a run, made where it is not there."""
         place = self._place(settings, seed)
         wanted = self._wanted(settings, seed)
         found = read_finished(place / "result.json")

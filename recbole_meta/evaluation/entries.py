@@ -47,7 +47,7 @@ def slug(name: str) -> str:
     return name.replace(" + b ", "+").replace(" on ", "~").replace(" ", "")
 
 
-def refuse_twice(names: Sequence[str], where: str) -> None:
+def check_names(names: Sequence[str], where: str) -> None:
     """Refuse names that are no file's, and two that would be one file."""
     known: dict[str, str] = {}
     for name in names:

@@ -148,6 +148,12 @@ class FeatureRecommender(MetaRecommender):
         read = [read_features(fields, each, other, id_field) for each in features]
         return torch.stack([self.other_embedding.of(values) for values in read])
 
+    def liked(self, support: Examples) -> Tensor:
+        """The mean of the support's rows that are liked [D], ratings above the mean; 0: none is."""
+        above = self.label_mean if self.judged == "rating" else 0.5
+        liked = support.mask * (support.label > above)  # [S]
+        return liked @ support.x / liked.sum().clamp(min=1)
+
     def complete(self, support: Examples) -> Examples:
         each = self.settings.support_negatives
         if self.judged != "implicit" or each == 0:

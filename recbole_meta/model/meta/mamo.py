@@ -109,9 +109,7 @@ class MAMO(MAML):
         """What the memories are asked by, p [P]."""
         if self.task_embedding.size:
             return support.task
-        threshold = self.label_mean if self.judged == "rating" else 0.5
-        liked = support.mask * (support.label > threshold)
-        return liked @ support.x / liked.sum().clamp(min=1)
+        return self.liked(support)
 
     def start(self, profile: Tensor) -> tuple[Tensor, Params]:
         """The attention a [K], and from where a task with this profile takes its steps."""

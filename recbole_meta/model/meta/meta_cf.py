@@ -74,16 +74,10 @@ class MetaCF(FeatureRecommender):
         def loss(moved: Params) -> Tensor:
             return self.inner_loss(x @ moved["row"], support.label, support.mask)
 
-        start = self.start + pad(self.convolution @ self._liked(support), (0, 1))  # [D + 1]
+        start = self.start + pad(self.convolution @ self.liked(support), (0, 1))  # [D + 1]
         start = start + support.task @ self.of_task
         rates = {"row": self.rates}
         return sgd_steps(loss, {"row": start}, rates, s.inner_steps, s.meta_order)
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return x @ state["row"][:-1] + state["row"][-1]
-
-    def _liked(self, support: Examples) -> Tensor:
-        """The mean of the items [D] that are liked."""
-        above = self.label_mean if self.judged == "rating" else 0.5
-        liked = support.mask * (support.label > above)  # [S]
-        return liked @ support.x / liked.sum().clamp(min=1)
