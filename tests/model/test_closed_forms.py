@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from recbole_meta.data.warm import WarmUsers
 from recbole_meta.fitting import judge_learner
+from recbole_meta.model.baseline.ease_fold_in import inverse
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -168,6 +170,17 @@ def test_ease_fold_in(worlds, fit, warm, reg, base, base_weight):
         gram = x[:, others].T @ x[:, others] + reg * np.eye(len(others))
         w[others, item] = np.linalg.solve(gram, x[:, others].T @ x[:, item])
     assert_scores(fitted, folded_in(w, fitted, warm, base, base_weight))
+
+
+@pytest.mark.parametrize(("n_users", "n_items"), [(7, 12), (12, 7), (9, 9)])
+def test_ease_solves_over_users_or_items(n_users, n_items):
+    x = np.random.default_rng(0).random((n_users, n_items)) < 0.4
+    x[:, 0] = False  # padding
+    x[:, 1] = True
+    user, item = x.nonzero()
+    users = WarmUsers(user, item, np.ones(len(user)), n_items, 1, None)
+    expected = np.linalg.inv(x.T.astype(float) @ x + 2 * np.eye(n_items))
+    np.testing.assert_allclose(inverse(users, 2.0), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "first", "last"), [("Pop", 0, 10_000), ("QueryPop", 4, 7)])

@@ -23,12 +23,28 @@ class EASEFoldIn(FoldInRecommender):
     r"""EASE of warm users, applied to the rows of the support.
 
     .. math:: P = (X'X + \lambda I)^{-1}, \qquad W_{ij} = -P_{ij} / P_{jj}, \qquad W_{ii} = 0
+
+    Where users are fewer than items the solve is of their size (Woodbury):
+
+    .. math:: P = (I - X' (X X' + \lambda I)^{-1} X) / \lambda
     """
 
     settings: EASEFoldInSettings
 
     def weights(self, warm: WarmUsers) -> np.ndarray:
-        inverse = np.linalg.inv(warm.gram + self.settings.reg_weight * np.eye(warm.n_items))
-        w = -inverse / np.diag(inverse)
+        w = inverse(warm, self.settings.reg_weight)
+        w /= -np.diag(w)
         np.fill_diagonal(w, 0)
         return w
+
+
+def inverse(warm: WarmUsers, reg: float) -> np.ndarray:
+    """P = (X'X + lambda I)^-1, [I, I]."""
+    x = warm.matrix
+    if warm.n_items <= warm.n_users:
+        return np.linalg.inv(warm.gram + reg * np.eye(warm.n_items))
+    users = (x @ x.T).toarray() + reg * np.eye(warm.n_users)  # [U, U]
+    inverse: np.ndarray = x.T @ np.linalg.solve(users, x.toarray())
+    inverse *= -1 / reg
+    np.einsum("ii->i", inverse)[:] += 1 / reg
+    return inverse

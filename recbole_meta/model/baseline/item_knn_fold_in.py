@@ -33,10 +33,12 @@ class ItemKNNFoldIn(FoldInRecommender):
 
     def weights(self, warm: WarmUsers) -> np.ndarray:
         norm = np.sqrt(np.diag(warm.gram))
-        w = warm.gram / np.maximum(np.outer(norm, norm) + self.settings.shrink, 1e-12)
+        w = np.outer(norm, norm)  # in place from here: I is large
+        w += self.settings.shrink
+        np.divide(warm.gram, np.maximum(w, 1e-12, out=w), out=w)
         np.fill_diagonal(w, 0)
         keep = self.settings.neighbours
         if 0 < keep < len(w):
             least = np.partition(w, -keep, axis=0)[-keep]  # [I] the keep-th largest of each column
-            w = np.where(w >= least, w, 0)
+            w[w < least] = 0
         return w
