@@ -88,8 +88,16 @@ class WarmUsers:
 
         Exact where users or items are few, else the first 256 by Lanczos.
         """
+        return self.scaled_directions(0.0)
+
+    def scaled_directions(self, power: float) -> Floats:
+        r"""The same of (X - p) diag(w), :math:`w_i \propto p_i^{-power}`, with as much variance."""
         x, p = self.matrix, self.pop
+        w = np.maximum(p, 1 / max(1, self.n_users)) ** -power
+        variance = p * (1 - p)
+        w *= np.sqrt(variance.sum() / (variance * w**2).sum()) if variance.any() else 1.0
         if min(x.shape) > _EXACT:
+            x, p = (x @ sparse.diags(w)).tocsr(), p * w
             centred = LinearOperator(
                 x.shape,
                 matvec=lambda v: x @ v.ravel() - p @ v.ravel(),
@@ -101,7 +109,7 @@ class WarmUsers:
             start = np.random.default_rng(0).normal(size=min(x.shape))
             _, s, vt = svds(centred, k=_RANK, v0=start)
             return np.asarray(vt.T[:, ::-1] * s[::-1] / np.sqrt(self.n_users))
-        dense = x.toarray() - p
+        dense = (x.toarray() - p) * w
         if x.shape[0] <= x.shape[1]:
             squares, u = np.linalg.eigh(dense @ dense.T)
             return np.asarray(dense.T @ u[:, ::-1] / np.sqrt(self.n_users))

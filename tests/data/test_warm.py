@@ -108,6 +108,24 @@ def test_truncated_directions_are_the_leading_exact_ones(monkeypatch, n_users, n
     np.testing.assert_array_equal(found, random_users(n_users, n_items).directions)
 
 
+@pytest.mark.parametrize("power", [0.3, 0.5])
+@pytest.mark.parametrize("exact", [True, False])
+def test_scaled_directions_are_those_of_divided_columns(monkeypatch, power, exact) -> None:
+    x = np.random.default_rng(1).random((9, 6)) < [0.2, 0.4, 0.6, 0.8, 0.9, 0.5]
+    x[:, 5] = [True, *[False] * 8]
+    monkeypatch.setattr(module, "_EXACT", 100 if exact else 4)
+    monkeypatch.setattr(module, "_RANK", 5)
+    user, item = x.nonzero()
+    warm = WarmUsers(user, item, np.ones(len(user)), 6, 1, None)
+    p = x.mean(axis=0)
+    divided = (x - p) / p**power
+    divided *= np.sqrt(np.square(x - p).sum() / np.square(divided).sum())
+    found = warm.scaled_directions(power)[:, :5]
+    _, s, right = np.linalg.svd(divided)
+    expected = (right.T[:, :5] * s[:5]) @ (right[:5] * s[:5, None]) / 9
+    np.testing.assert_allclose(found @ found.T, expected, atol=1e-9)
+
+
 def test_truncation_begins_above_the_limit(monkeypatch) -> None:
     monkeypatch.setattr(module, "_RANK", 3)
     for limit, rank in ((14, 14), (13, 3)):

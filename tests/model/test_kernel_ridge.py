@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_meta.data.episodes import Histories
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.support import read_support
@@ -88,19 +89,21 @@ def test_all_kernels_against_the_dual(tiny, sample_path, fit, float64, fills: in
             np.testing.assert_allclose(found[0].numpy(), mean + row @ alpha, atol=1e-9)
 
 
-def refitted(kernel: np.ndarray, reg: float, target: np.ndarray) -> np.ndarray:
-    """What the dual ridge of all other users says of each user."""
+def refitted(kernel: np.ndarray, reg: float, target: np.ndarray, draws: int = 1) -> np.ndarray:
+    """What the dual ridge of all other users says of each episode; so many are of one user."""
     found = np.empty_like(target)
-    for user in range(len(kernel)):
-        others = np.delete(np.arange(len(kernel)), user)
+    for start in range(0, len(kernel), draws):
+        own = np.arange(start, start + draws)
+        others = np.delete(np.arange(len(kernel)), own)
         inner = kernel[np.ix_(others, others)] + reg * np.eye(len(others))
-        found[user] = kernel[user, others] @ np.linalg.solve(inner, target[others])
+        found[own] = kernel[np.ix_(own, others)] @ np.linalg.solve(inner, target[others])
     return found
 
 
 @pytest.mark.parametrize("reg", [0.1, 3.0])
 @pytest.mark.parametrize("size", [3, 12])
-def test_leave_one_out_is_that_of_refits(float64, reg: float, size: int) -> None:
+@pytest.mark.parametrize("draws", [1, 3])
+def test_leave_one_out_is_that_of_refits(float64, reg: float, size: int, draws: int) -> None:
     rng = np.random.default_rng(size)
     z, target = rng.normal(size=(9, size)), rng.normal(size=(9, 5))
     user, item = np.array([0, 4, 4, 8]), np.array([1, 0, 3, 3])
@@ -108,9 +111,9 @@ def test_leave_one_out_is_that_of_refits(float64, reg: float, size: int) -> None
     unknown = torch.from_numpy(user), torch.from_numpy(item)
     filled, kernel = target.copy(), z @ z.T
     for fills in range(3):
-        ridge = Ridge(torch.from_numpy(z), torch.from_numpy(target), unknown)
+        ridge = Ridge(torch.from_numpy(z), torch.from_numpy(target), unknown, draws)
         b, left_out = ridge.fit(reg, fills)
-        np.testing.assert_allclose(left_out, refitted(kernel, reg, filled), atol=1e-9)
+        np.testing.assert_allclose(left_out, refitted(kernel, reg, filled, draws), atol=1e-9)
         primal = np.linalg.solve(z.T @ z + reg * np.eye(size), z.T @ filled)
         np.testing.assert_allclose(b, primal, atol=1e-9)
         filled[user, item] = refitted(kernel, reg, filled)[user, item]
@@ -143,12 +146,70 @@ def squared_errors(fitted, reg: float) -> list[float]:
     target = (y - model.query_mean.numpy()) * open_
     found = []
     for k in model.shots.tolist():
-        (z,) = model._read_warm(warm, users, warm.target, k)
+        (z,) = model._read(model._rows(Histories(warm), users, None), k)
         z = (z - z.mean(0)).numpy()
         square = np.square(z).sum(axis=1).mean()
         left_out = refitted(z @ z.T / (square or 1), reg, target)
         found.append(np.square((target - left_out) * open_).sum())
     return found
+
+
+# Random supports.
+
+
+@pytest.fixture(scope="module")
+def shuffled_world(sample_path, tmp_path_factory):
+    target = tmp_path_factory.mktemp("shuffled")
+    protocol = read_protocol(
+        "user_cold_curve", reserve=4, horizon=None, shots=(0, 1, 3), eligible=8, order="random"
+    )
+    return open_prepared(prepare("tiny", protocol, "user_cold_curve", sample_path, target))
+
+
+def test_drawn_rows_are_a_support_and_all_the_others(shuffled_world, fit) -> None:
+    model = (fitted := fit(shuffled_world, "KernelRidge", draws=3)).model
+    warm = warm_users(fitted.stage.dataset)
+    users = np.repeat(np.flatnonzero(warm.length > warm.query_start), 3)
+    rows = model._rows(Histories(warm), users, np.random.default_rng(0))
+    asked = model._asked(warm, rows, 2)
+    for episode, user in enumerate(users):
+        had = set(warm.item[warm.user == user])
+        support = set(rows.item[episode, :2])
+        assert rows.task[episode] == warm.ids[user] and len(support) == 2
+        assert set(asked.query[episode].nonzero().flatten().tolist()) == had - support
+        assert set(asked.unknown[1][asked.unknown[0] == episode].tolist()) == support
+    supports = rows.item[:, :2].reshape(-1, 6)  # of each user
+    assert any(len(set(support)) > 2 for support in supports)
+
+
+def test_draws_count_where_the_order_is_random(shuffled_world, tiny, fit, float64) -> None:
+    for world, same in ((tiny, True), (shuffled_world, False)):
+        one, many = (fit(world, "KernelRidge", draws=draws).model for draws in (1, 4))
+        assert torch.allclose(one.map, many.map) == same
+        many_again = fit(world, "KernelRidge", draws=4).model
+        assert torch.equal(many.map, many_again.map)
+
+
+def test_random_supports_against_the_primal(shuffled_world, fit, float64) -> None:
+    """One lambda, no fills: the map of each k is a ridge over the very episodes that were drawn."""
+    fitted = fit(shuffled_world, "KernelRidge", draws=3, fills=0, reg_weights=[2.0])
+    model, warm = fitted.model, warm_users(fitted.stage.dataset)
+    users = np.repeat(np.flatnonzero(warm.length > warm.query_start), 3)
+    rng = np.random.default_rng(fitted.stage.config["seed"])
+    for place, k in enumerate(model.shots.tolist()):
+        rows = model._rows(Histories(warm), users, rng)
+        (z,) = model._read(rows, k)
+        z = z.numpy() - model.center[place].numpy()
+        y = np.zeros((len(users), warm.n_items))
+        for episode, length in enumerate(rows.length):
+            y[episode] -= warm.pop
+            y[episode, rows.item[episode, :length]] += 1
+            y[episode, rows.item[episode, :k]] = 0  # unknown
+        scale = 1 / (np.square(z).sum(axis=1).mean() or 1)
+        b = scale * np.linalg.solve(scale * z.T @ z + 2.0 * np.eye(z.shape[1]), z.T @ y)
+        size = model.center.shape[1]
+        found = model.map[place * size : (place + 1) * size].numpy()
+        np.testing.assert_allclose(found, b if k else 0 * b, atol=1e-9)
 
 
 # What it reads.

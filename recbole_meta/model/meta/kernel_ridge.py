@@ -20,7 +20,7 @@ from recbole_meta.data.episodes import Histories
 from recbole_meta.data.facts import Read, read_facts
 from recbole_meta.data.features import Field, indicators
 from recbole_meta.data.prepared import open_prepared
-from recbole_meta.data.warm import Floats, WarmUsers, warm_ratings, warm_users
+from recbole_meta.data.warm import WarmUsers, warm_ratings, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
@@ -34,6 +34,7 @@ _TOP = 10  # of the NDCG that leave-one-out may ask for
 @dataclass(frozen=True)
 class KernelRidgeSettings(MetaSettings):
     embedding_size: Size  # d, directions kept
+    power: Weight  # of an item's popularity, by which its column is divided before
     noise: Positive  # s2, the variance of an entry around the user's mean, of the posterior
     posterior: Weights  # weights tried on the kernel of PriorRidge's posterior of a user
     support: Weights  # of what the user has, in the directions
@@ -42,16 +43,21 @@ class KernelRidgeSettings(MetaSettings):
     reg_weights: Annotated[tuple[Positive, ...], Least(1)]  # lambdas tried
     loss: Literal["ndcg", "squared"]  # by which leave-one-out chooses
     kept: Size  # how many of the best choices are averaged
+    draws: Size  # R, random supports of every warm user, where the order is random; else 1
     fills: Count  # how often the unknown entries of the query are filled by leave-one-out
 
 
 class Ridge:
-    """A ridge over U users whose kernel matrix is K = Z Z' = Q diag(e) Q', for any lambda.
+    """A ridge over E episodes whose kernel matrix is K = Z Z' = Q diag(e) Q', for any lambda.
 
-    The targets T [U, I] have ``unknown`` entries (users [N], items [N]), which are 0 in T.
+    The targets T [E, I] have ``unknown`` entries (episodes [N], items [N]), which are 0 in T. So
+    many ``draws`` in a row are of one user.
     """
 
-    def __init__(self, z: Tensor, target: Tensor, unknown: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, z: Tensor, target: Tensor, unknown: tuple[Tensor, Tensor], draws: int = 1
+    ) -> None:
+        self.draws = draws
         q, root, directions = torch.linalg.svd(z.double(), full_matrices=False)
         self.q, self.root, self.directions = (part.to(z.dtype) for part in (q, root, directions))
         self.target, (self.user, self.item) = target, unknown
@@ -59,28 +65,40 @@ class Ridge:
         self.rows = self.q[self.user]  # [N, D]
 
     def fit(self, reg: float, fills: int) -> tuple[Tensor, Tensor]:
-        """B [D, I], with which z' B is the ridge, and what the ridge of all others says of each
-        user [U, I]; the unknown entries are filled so many times by what the others' ridge says.
+        """B [D, I], with which z' B is the ridge, and what the ridge of all other users says of
+        each episode [E, I]; the unknown entries are filled so many times by what the ridge of all
+        other episodes says.
         """
         shrunk = self.root.square() / (self.root.square() + reg)  # hat matrix: Q diag(.) Q'
-        leverage = self.q.square() @ shrunk  # its diagonal, [U]
-        part = leverage[self.user]
+        part = self.rows.square() @ shrunk  # its diagonal, [N]
         value, seen = torch.zeros_like(part), self.seen
         for _ in range(fills):
             fitted = (self.rows * shrunk * seen[self.item]).sum(1)
             value = (fitted - part * value) / (1 - part)
             seen = self.seen.index_add(0, self.item, value.unsqueeze(1) * self.rows)
         target = self.target.index_put((self.user, self.item), value)
-        left_out = (self.q * shrunk) @ seen.T - leverage.unsqueeze(1) * target
+        wrong = (target - (self.q * shrunk) @ seen.T).unflatten(0, (-1, self.draws))  # [U, R, I]
+        q = self.q.unflatten(0, (-1, self.draws))  # [U, R, D]
+        inner = torch.eye(self.draws).to(q) - (q * shrunk) @ q.mT  # I - hat of a user, [U, R, R]
+        left_out = target - torch.linalg.solve(inner, wrong).flatten(0, 1)
         slope = self.root / (self.root.square() + reg)
-        return self.directions.T @ (seen * slope).T, left_out / (1 - leverage).unsqueeze(1)
+        return self.directions.T @ (seen * slope).T, left_out
+
+
+class _Rows(NamedTuple):
+    """Rows of warm users, E episodes."""
+
+    task: np.ndarray  # [E] RecBole's ids
+    item: np.ndarray  # [E, L], 0 after the last
+    label: np.ndarray  # [E, L]
+    length: np.ndarray  # [E]
 
 
 class _Asked(NamedTuple):
-    """Episodes of U warm users: what was asked of them, and what could not be."""
+    """Episodes of warm users: what was asked of them, and what could not be."""
 
-    query: Tensor  # 0/1 [U, I]
-    unknown: tuple[Tensor, Tensor]  # (users [N], items [N]) of the rows before the query
+    query: Tensor  # 0/1 [E, I]
+    unknown: tuple[Tensor, Tensor]  # (episodes [N], items [N]) of the rows before the query
     mean: Tensor  # [I] share of the query among those who could be asked
     met: Tensor  # [I] whether any warm user has the item
 
@@ -96,9 +114,13 @@ class KernelRidge(MetaRecommender):
         z_{posterior} = V_s' (V_s V_s' + s^2 I)^{-1} (1 - p_s), \qquad z_{support} = V_s' 1, \qquad
         z_{ratings} = V_s' (r_s - \bar r), \qquad z_{fields} = \text{indicators}
 
-    V, p as in PriorRidge; z centred over warm users and scaled to a mean square of 1. Y: 0/1 of the
-    query's position. A user's rows before the query could not be asked for: m is the mean of those
+    V, p as in PriorRidge, of columns divided by p to some ``power``: cosines, at 1/2, count what
+    few have more. z centred over episodes and scaled to a mean square of 1. Y: 0/1 of the query's
+    position. A user's rows before the query could not be asked for: m is the mean of those
     who could, and such entries of Y - m are 0, then ``fills`` times what the others' ridge says.
+
+    Under order random any k rows of a warm user are a support as good as his first ones, and all
+    others a query: with ``draws`` above 1 so many of them are drawn for each user, and m is p.
 
     Leave-one-out over users chooses, for each k, among all w and lambda; the best are averaged. In
     V and m a user left out is still present. Since the kernels are inner products,
@@ -146,8 +168,10 @@ class KernelRidge(MetaRecommender):
     def prepare(self, train_data) -> None:
         dataset, s = train_data._dataset, self.settings
         warm = warm_users(dataset)
-        shots = sorted({0, *open_prepared(dataset.config["prepared"]).shots})
-        self.keep("item_vector", warm.directions[:, : s.embedding_size].copy())
+        prepared = open_prepared(dataset.config["prepared"])
+        shots = sorted({0, *prepared.shots})
+        directions = warm.scaled_directions(s.power) if s.power else warm.directions
+        self.keep("item_vector", directions[:, : s.embedding_size].copy())
         self.keep("pop", warm.pop)
         ratings = warm_ratings(dataset) if self.reads_ratings else warm.target
         self.keep("rating_mean", ratings.mean())
@@ -158,36 +182,64 @@ class KernelRidge(MetaRecommender):
         users = np.flatnonzero(warm.length > warm.query_start)
         if not len(users):
             raise DataError(f"KernelRidge: no warm user has {warm.query_start + 1} rows.")
-        asked = self._asked(warm, users)
-        fits = [self._fit(asked, self._read_warm(warm, users, ratings, k)) for k in shots]
+        histories = Histories(warm)
+        histories.label[warm.user, warm.position] = ratings
+        draws = s.draws if prepared.description["settings"]["order"] == "random" else 1
+        rng = np.random.default_rng(dataset.config["seed"])
+        fits = []
+        for k in shots:
+            rows = self._rows(histories, np.repeat(users, draws), rng if draws > 1 else None)
+            asked = self._asked(warm, rows, k if draws > 1 else None)
+            fits.append(self._fit(asked, self._read(rows, k), draws))
         self.keep("shots", np.array(shots, dtype=np.int64))
         self.keep("query_mean", asked.mean)
         self.keep("center", torch.stack([center for center, _ in fits]))  # [K, D]
         self.keep("map", torch.cat([b for _, b in fits]))  # [K D, I]
 
-    def _asked(self, warm: WarmUsers, users: np.ndarray) -> _Asked:
-        kind, place = torch.get_default_dtype(), self.device
-        query = torch.from_numpy(warm.query[users].toarray()).to(place, kind)
-        hidden = torch.from_numpy(warm.window(0, warm.query_start)[users].toarray()).to(place, kind)
-        mean = query.sum(0) / (1 - hidden).sum(0).clamp(min=1)
-        user, item = hidden.nonzero(as_tuple=True)
-        return _Asked(query, (user, item), mean, torch.from_numpy(warm.pop > 0).to(place))
+    @staticmethod
+    def _rows(histories: Histories, users: np.ndarray, rng: np.random.Generator | None) -> _Rows:
+        """An episode of each of these users: his rows as they are, or in a random order."""
+        item, label = histories.item[users], histories.label[users]
+        if rng is not None:
+            item, label = histories.shuffled(users, rng)
+        return _Rows(histories.user[users], item, label, histories.length[users])
 
-    def _read_warm(
-        self, warm: WarmUsers, users: np.ndarray, ratings: Floats, k: int
-    ) -> list[Tensor]:
-        """z_j [U, D_j] of each kernel's features of the first k rows."""
-        histories = Histories(warm)
-        label = np.zeros(histories.item.shape)
-        label[warm.user, warm.position] = ratings
-        item = histories.item[users, : max(1, k)]
-        mask = np.broadcast_to(np.arange(item.shape[1]) < k, item.shape)
-        arrays = (item * mask, label[users, : item.shape[1]] * mask, mask.astype(np.float64))
-        support = Examples(*map(torch.from_numpy, arrays), torch.from_numpy(warm.ids[users]))
+    def _asked(self, warm: WarmUsers, rows: _Rows, k: int | None) -> _Asked:
+        """What was asked after the first k rows; None: what the protocol's query asks."""
+        kind, place = torch.get_default_dtype(), self.device
+        start, stop = warm.query_start if k is None else k, rows.length
+        if k is None and warm.horizon is not None:
+            stop = np.minimum(stop, start + warm.horizon)
+        position, item = np.arange(rows.item.shape[1]), torch.from_numpy(rows.item)
+        query = torch.zeros(len(item), warm.n_items, dtype=kind)
+        episode, at = map(
+            torch.from_numpy, ((position >= start) & (position < stop[:, None])).nonzero()
+        )
+        query[episode, item[episode, at]] = 1
+        episode, at = map(torch.from_numpy, (position < np.full((len(item), 1), start)).nonzero())
+        unknown = episode, item[episode, at]
+        mean = torch.from_numpy(warm.pop).to(kind)
+        if k is None:
+            count = len(item) - torch.bincount(unknown[1], minlength=warm.n_items)
+            mean = query.sum(0) / count.clamp(min=1)
+        met = torch.from_numpy(warm.pop > 0)
+        return _Asked(
+            query.to(place),
+            tuple(each.to(place) for each in unknown),
+            mean.to(place),
+            met.to(place),
+        )
+
+    def _read(self, rows: _Rows, k: int) -> list[Tensor]:
+        """z_j [E, D_j] of each kernel's features of the first k rows."""
+        width = min(max(1, k), rows.item.shape[1])
+        mask = np.broadcast_to(np.arange(width) < k, (len(rows.item), width)).astype(np.float64)
+        arrays = rows.item[:, :width] * (mask > 0), rows.label[:, :width] * mask, mask, rows.task
+        support = Examples(*map(torch.from_numpy, arrays))
         with torch.no_grad():
             return list(self._lift(self._features, (0,))(self._encoded(self._placed(support))))
 
-    def _fit(self, asked: _Asked, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _fit(self, asked: _Asked, parts: list[Tensor], draws: int) -> tuple[Tensor, Tensor]:
         """The features' means [D], and B [D, I]: what was best, averaged."""
         s, center = self.settings, [part.mean(0) for part in parts]
         parts = [part - mean for part, mean in zip(parts, center, strict=True)]
@@ -197,7 +249,7 @@ class KernelRidge(MetaRecommender):
             scale = torch.cat([_scale(*each) for each in zip(parts, weights, strict=True)])
             if not scale.any():
                 continue
-            ridge = Ridge(torch.cat(parts, dim=1) * scale, target, asked.unknown)
+            ridge = Ridge(torch.cat(parts, dim=1) * scale, target, asked.unknown, draws)
             for reg in s.reg_weights:
                 b, left_out = ridge.fit(reg, s.fills)
                 tried.append((self._loss(asked, asked.mean + left_out), scale.unsqueeze(1) * b))

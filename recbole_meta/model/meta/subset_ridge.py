@@ -1,0 +1,146 @@
+r"""
+SubsetRidge
+################################################
+Reference:
+    Steck. "Embarrassingly Shallow Autoencoders for Sparse Data." WWW 2019. arXiv:1905.03375
+    Dropout of the input in closed form: Steck. "Autoencoders that don't overfit towards the
+    Identity." NeurIPS 2020.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from recbole_meta.data.prepared import open_prepared
+from recbole_meta.data.warm import Floats, warm_users
+from recbole_meta.episode import Examples
+from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
+from recbole_meta.settings import Positive
+
+
+@dataclass(frozen=True)
+class SubsetRidgeSettings(MetaSettings):
+    reg_weight: Positive  # lambda, in users; times k^2
+
+
+class SubsetRidge(MetaRecommender):
+    r"""A ridge from the support to all other rows, over all supports of k rows that warm users
+    could have had; one per k, in closed form.
+
+    A warm user with the rows x (0/1) and n of them, n > k, is asked for the others, y = x - s, by
+    each of his supports s of k rows; their mean is
+
+    .. math::
+        E[s_i s_j] = x_i x_j \tfrac{k (k - 1)}{n (n - 1)}, \quad
+        E[s_i s_i] = x_i \tfrac{k}{n}, \quad
+        E[s_i y_j] = x_i x_j \tfrac{k (n - k)}{n (n - 1)}, \quad
+        E[y_j] = x_j \tfrac{n - k}{n} \qquad (i \ne j)
+
+    .. math::
+        B = \Big(\sum_u E[s s'] + \lambda k^2 I\Big)^{-1} \sum_u E[s \, (y - m)'], \qquad
+        score = m + B' s, \qquad m = mean_u \, E[y]
+
+    The entries :math:`E[s s']` off the diagonal fall with k as k^2, so few rows make it a table of
+    who has i has j, k = 1, and many make it EASE's regression, in which rows that say the same are
+    counted once. An infinite :math:`\lambda` leaves the popularity m, as does an empty support (p).
+
+    What differs from EASE: a support has k rows, not all; users count alike; no constraint on the
+    diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
+    It takes a user's rows to be in no order.
+
+    Where users U are fewer than items the solve is of their size, and the state is what the users
+    say: with :math:`\sum_u E[s s'] + \lambda k^2 I = D + X' W X`, W and D diagonal,
+    :math:`(D + X'WX)^{-1} = D^{-1} - D^{-1} X' M X D^{-1}, \; M = (I + W X D^{-1} X')^{-1} W`.
+    """
+
+    settings: SubsetRidgeSettings
+
+    def prepare(self, train_data) -> None:
+        dataset = train_data._dataset
+        warm = warm_users(dataset)
+        shots = [k for k in open_prepared(dataset.config["prepared"]).shots if k] or [1]
+        x = warm.matrix
+        few = warm.n_users < warm.n_items
+        fit = over_users if few else over_items
+        found = [fit(x, k, self.settings.reg_weight * k**2) for k in shots]
+        self.keep("shots", np.array(shots, dtype=np.int64))
+        self.keep("had", x.T.toarray() if few else np.eye(warm.n_items))  # [I, R]
+        self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
+        self.keep("scale", np.stack([each.scale for each in found]))  # [K, I]
+        self.keep("share", np.stack([each.share for each in found]))  # [K, I]
+        self.keep("map", np.concatenate([each.map for each in found]))  # [K R, I]
+
+    def adapt(self, support: Examples) -> State:
+        k = support.mask.sum()
+        block = torch.arange(len(self.shots), device=k.device) == (self.shots - k).abs().argmin()
+        block = block * (k > 0).to(support.mask.dtype)  # [K]
+        scale = (block @ self.scale)[support.x] * support.mask  # [S]
+        rows = scale @ self.had[support.x]  # [R]
+        left = 1 - ((block @ self.share)[support.x] * support.mask).sum()
+        return {
+            "mean": joined((1 - block.sum()).unsqueeze(0), block * left),  # [1 + K]
+            "rows": (block.unsqueeze(-1) * rows).reshape(-1),  # [K R]
+        }
+
+    def score(self, state: State, x: Tensor) -> Tensor:
+        return self.of_all(state["mean"] @ self.mean + state["rows"] @ self.map, x)
+
+
+class SubsetFit(NamedTuple):
+    r"""At one k: :math:`(A + \lambda I)^{-1} \sum_u E[s y']` is diag(scale) had map, off the
+    diagonal.
+    """
+
+    mean: Floats  # m [I]
+    scale: Floats  # [I]
+    map: Floats  # [R, I]
+    share: Floats  # (A + lambda I)^-1 sum_u E[s], what of m a row of the support replaces, [I]
+
+
+class _Moments(NamedTuple):
+    """The sums over users of a support's moments at k rows, but for the products of items."""
+
+    mean: Floats  # m [I]
+    met: Floats  # sum of E[s], [I]
+    pair: Floats  # E[s_i s_j] of a user's items, [U]
+    asked: Floats  # E[s_i y_j] of a user's items, [U]
+
+
+def _moments(x: sparse.csr_matrix, k: int) -> _Moments:
+    n = np.asarray(x.sum(axis=1)).ravel()
+    asks = n > k
+    n = np.where(asks, n, 2.0)
+    pairs = asks * k / (n * np.maximum(n - 1, 1))
+    return _Moments(
+        x.T @ (asks * (n - k) / n) / max(1, asks.sum()),
+        x.T @ (asks * k / n),
+        (k - 1) * pairs,
+        (n - k) * pairs,
+    )
+
+
+def over_items(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
+    """By a solve of the items' size: R = I."""
+    mean, met, pair, asked = _moments(x, k)
+    inner = (x.T @ sparse.diags(pair) @ x).toarray()
+    np.fill_diagonal(inner, met + reg)
+    target = (x.T @ sparse.diags(asked) @ x).toarray()
+    np.fill_diagonal(target, 0)
+    solved = np.linalg.solve(inner, np.column_stack([target, met]))
+    return SubsetFit(mean, np.ones(len(met)), solved[:, :-1], solved[:, -1])
+
+
+def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
+    """By a solve of the users' size: R = U; without the diagonal, which nobody is asked for."""
+    mean, met, pair, asked = _moments(x, k)
+    scale = 1 / (met - x.T @ pair + reg)  # 1 / D
+    scaled = x @ sparse.diags(scale)
+    spread = (scaled @ x.T).toarray()  # X D^-1 X'
+    inner = np.linalg.solve(np.eye(len(pair)) + pair[:, None] * spread, np.diag(pair))  # M
+    found = (x.T @ sparse.diags(asked)).T.toarray() - inner @ (spread * asked) @ x
+    found += inner @ (scaled @ sparse.diags(x.T @ asked))
+    return SubsetFit(mean, scale, found, scale * met - scaled.T @ (inner @ (scaled @ met)))
