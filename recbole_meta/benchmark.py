@@ -272,7 +272,8 @@ def _check(b: Benchmark) -> None:
         for trial in row.trials(number):
             check_settings(choose_model(row.model), trial)
     for row in b.rows:
-        if not is_closed_form(choose_model(row.model)):
+        choice = choose_model(row.model)
+        if not all(is_closed_form(choice, trial) for trial in row.trials(b.trials)):
             raise SettingError(f"{where}: '{row.name}' trains, so it belongs under 'trained'.")
     for search in b.searches:
         judging = b.judging(search.setting)

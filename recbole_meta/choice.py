@@ -120,10 +120,10 @@ def _training_settings() -> set[str]:
     return set(training_arguments)
 
 
-def is_closed_form(choice: ModelChoice) -> bool:
-    """Whether nothing is trained by epochs."""
+def is_closed_form(choice: ModelChoice, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether nothing is trained by epochs, with these settings over the model's page."""
     if choice.ours:
-        return bool(model_page(choice)["epochs"] == 0)
+        return bool((model_page(choice) | dict(settings or {}))["epochs"] == 0)
     return bool(choice.cls.type.name == "TRADITIONAL")
 
 

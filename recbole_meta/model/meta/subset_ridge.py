@@ -68,26 +68,29 @@ class SubsetRidge(MetaRecommender):
         fit = over_users if few else over_items
         found = [fit(x, k, self.settings.reg_weight * k**2) for k in shots]
         self.keep("shots", np.array(shots, dtype=np.int64))
-        self.keep("had", x.T.toarray() if few else np.eye(warm.n_items))  # [I, R]
+        self.keep("had", x.T.toarray() if few else np.empty((warm.n_items, 0)))  # [I, U]
         self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
         self.keep("scale", np.stack([each.scale for each in found]))  # [K, I]
         self.keep("share", np.stack([each.share for each in found]))  # [K, I]
         self.keep("map", np.concatenate([each.map for each in found]))  # [K R, I]
 
     def adapt(self, support: Examples) -> State:
-        k = support.mask.sum()
-        block = torch.arange(len(self.shots), device=k.device) == (self.shots - k).abs().argmin()
-        block = block * (k > 0).to(support.mask.dtype)  # [K]
-        scale = (block @ self.scale)[support.x] * support.mask  # [S]
-        rows = scale @ self.had[support.x]  # [R]
+        k, n_shots = support.mask.sum(), len(self.shots)
+        nearest = (self.shots - k).abs().argmin()
+        block = (torch.arange(n_shots, device=k.device) == nearest) * (k > 0).to(support.mask.dtype)
+        if self.had.shape[1]:
+            scale = (block @ self.scale)[support.x] * support.mask  # [S]
+            rows = scale @ self.had[support.x]  # [U]
+            scores = (block.unsqueeze(-1) * rows).reshape(-1) @ self.map  # [I]
+        else:
+            rows = self.map[nearest * self.map.shape[1] + support.x]  # [S, I]
+            scores = support.mask @ rows
         left = 1 - ((block @ self.share)[support.x] * support.mask).sum()
-        return {
-            "mean": joined((1 - block.sum()).unsqueeze(0), block * left),  # [1 + K]
-            "rows": (block.unsqueeze(-1) * rows).reshape(-1),  # [K R]
-        }
+        mean = joined((1 - block.sum()).unsqueeze(0), block * left)  # [1 + K]
+        return {"scores": scores + mean @ self.mean}
 
     def score(self, state: State, x: Tensor) -> Tensor:
-        return self.of_all(state["mean"] @ self.mean + state["rows"] @ self.map, x)
+        return self.of_all(state["scores"], x)
 
 
 class SubsetFit(NamedTuple):
