@@ -125,6 +125,17 @@ def test_a_benchmark_is_named_by_its_file(tmp_path):
     assert read_benchmark("foundation").name == "foundation"
 
 
+def test_a_learner_without_epochs_is_a_closed_form(tmp_path, sample_path):
+    """It is judged as one that has none: all trials per k, once."""
+    page = one("row", model="MetaRidge", fixed={"epochs": 0}, grid={"embedding_size": [2, 4]})
+    page["rows"], page["trained"]["rows"] = page["rows"][:1], []
+    place = write(tmp_path, page)
+    run_benchmark(place, str(sample_path), str(tmp_path / "prepared"), tmp_path / "runs")
+    found = json.loads((tmp_path / "runs" / "small" / "time" / "0" / "Pop.json").read_text())
+    assert [trial["embedding_size"] for trial in found["trials"]] == [2, 4]
+    assert set(found["chosen"]) == {"0", "2"}
+
+
 def one(kind: str, **entries) -> dict:
     """The page with one entry of its first setting, row, search or RecBole's row changed."""
     page = changed()
@@ -163,6 +174,8 @@ BAD = [
     (one("row", model="PriorRidge", grid={"noize": [1.0]}), "Did you mean 'noise'"),
     (one("row", model="PriorRidge", grid={"noise": [1.0, "big"]}), "'noise' must be of type float"),
     (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),
+    (one("row", model="MAML"), "'Pop' trains, so it belongs under 'trained'"),
+    (one("row", model="MetaRidge", grid={"epochs": [0, 1]}), "'Pop' trains, so it belongs under"),
     (one("trained", fixed={"epochs": 3}), "closed form"),
     (one("trained", grid={"reg_weight": ["big"]}), "'reg_weight' must be of type float"),
     (one("search", setting="tmie"), "no entry 'tmie'. Did you mean 'time'"),

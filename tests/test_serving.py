@@ -27,9 +27,8 @@ SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 
 CONTEXT = {"epochs": 2, "embedding_size": 4, "token_size": 8, "heads": 2}
 RANKERS = {
     "Pop": {}, "QueryPop": {}, "Random": {}, "ItemKNNFoldIn": {}, "EASEFoldIn": {},
-    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "SubsetRidge": {}, "KernelRidge": {}, "MAML": SMALL,
-    "ANIL": SMALL,
-    "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
+    "ContentKNN": {}, "PriorRidge": {}, "EpisodicRidge": {}, "SubsetRidge": {}, "KernelRidge": {},
+    "MAML": SMALL, "ANIL": SMALL, "MetaSGD": SMALL, "CAVIA": SMALL, "BOIL": SMALL, "Reptile": SMALL,
     "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
     "RESUSNN": SMALL, "MetaCF": {"epochs": 1, "embedding_size": 4, "embedding_std": 1.0},
     "MAMO": SMALL, "CNP": SMALL | {"support_negatives": 2},
