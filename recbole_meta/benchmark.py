@@ -297,7 +297,8 @@ def _check_seeds(row: Row, where: str) -> None:
         raise SettingError(f"{where} must be different and at least one, found {list(row.seeds)}.")
     if max(row.seeds) >= 2**32:
         raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")
-    if len(row.seeds) > 1 and is_closed_form(choose_model(row.model)):
+    choice, epochs = choose_model(row.model), {k: v for k, v in row.fixed.items() if k == "epochs"}
+    if len(row.seeds) > 1 and is_closed_form(choice, epochs):
         raise SettingError(
             f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form."
         )

@@ -177,6 +177,10 @@ BAD = [
     (one("row", model="MAML"), "'Pop' trains, so it belongs under 'trained'"),
     (one("row", model="MetaRidge", grid={"epochs": [0, 1]}), "'Pop' trains, so it belongs under"),
     (one("trained", fixed={"epochs": 3}), "closed form"),
+    (
+        one("trained", model="MetaRidge", fixed={"epochs": 0}, grid={}, seeds=[1, 2]),
+        "MetaRidge is a closed form",
+    ),
     (one("trained", grid={"reg_weight": ["big"]}), "'reg_weight' must be of type float"),
     (one("search", setting="tmie"), "no entry 'tmie'. Did you mean 'time'"),
     (one("search", shots=7), "'time' is not judged at 7 shots, only at 0, 2"),

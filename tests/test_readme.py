@@ -1,4 +1,4 @@
-"""What the README tells one to type: command lines are read, Python blocks run."""
+"""What the README and the pages of docs tell one to type: commands are read, Python runs."""
 
 import json
 import os
@@ -19,10 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = (["recbole-meta"], ["python", "run_recbole_meta.py"])
 
 
+def text() -> str:
+    """The README, and the pages of docs."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language, in order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(), re.M | re.S)
 
 
 def commands() -> list[list[str]]:
@@ -39,6 +44,18 @@ def test_the_readme_has_what_is_tested_here():
     mentioned = re.findall(r"(?:^|&& ?)\s*(?:recbole-meta|python run_recbole_meta\.py)\b",
                            "".join(blocks("bash")), re.M)  # fmt: skip
     assert len(mentioned) == len(commands())
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        content = page.read_text(encoding="utf-8")
+        heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", content, flags=re.S), re.M)
+        places = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+        for link in re.findall(r"\]\(([^)]*)\)", content):
+            if link.startswith("#"):
+                assert link[1:] in places, f"{page.name}: {link}"
+            elif not link.startswith("http"):
+                assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -79,8 +96,7 @@ def test_a_python_block_runs(number, tmp_path):
 
 
 def test_the_programs_of_benchmarks_are_those_that_are_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"python (benchmarks/\w+\.py)", text))
+    named = set(re.findall(r"python (benchmarks/\w+\.py)", text()))
     assert named == {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
 
 

@@ -16,7 +16,7 @@ from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.controls import shuffled
 from recbole_meta.export import exported
 from recbole_meta.fitting import judge_learner
-from recbole_meta.model.meta.kernel_ridge import Ridge
+from recbole_meta.model.meta.kernel_ridge import Ridge, _Asked
 from recbole_meta.quick_start import run
 from recbole_meta.saved_model import load
 
@@ -182,6 +182,54 @@ def test_drawn_rows_are_a_support_and_all_the_others(shuffled_world, fit) -> Non
     assert any(len(set(support)) > 2 for support in supports)
 
 
+def test_leave_one_out_with_draws_leaves_all_of_a_user_out(shuffled_world, fit, float64) -> None:
+    """Of three lambdas the best by squared error, by refits without any draw of the user."""
+    regs = [0.03, 3.0, 300.0]
+    fitted = fit(shuffled_world, "KernelRidge", draws=3, fills=0, loss="squared", kept=1,
+                 embedding_size=12, reg_weights=regs)  # fmt: skip
+    model, warm = fitted.model, warm_users(fitted.stage.dataset)
+    users = np.repeat(np.flatnonzero(warm.length > warm.query_start), 3)
+    rng, chosen = np.random.default_rng(fitted.stage.config["seed"]), []
+    for place, k in enumerate(model.shots.tolist()):
+        rows = model._rows(Histories(warm), users, rng)
+        asked, z = model._asked(warm, rows, k), model._read(rows, k)[0].numpy()
+        if not k:
+            continue
+        z = (z - z.mean(axis=0)) / np.sqrt(np.square(z - z.mean(axis=0)).sum(axis=1).mean())
+        target = asked.query.numpy() - warm.pop
+        target[asked.unknown[0], asked.unknown[1]] = 0
+        known = np.ones_like(target)
+        known[asked.unknown[0], asked.unknown[1]] = 0
+        loss = [np.square((target - refitted(z @ z.T, reg, target, 3)) * known).sum()
+                for reg in regs]  # fmt: skip
+        chosen.append(int(np.argmin(loss)))
+        alone = fit(shuffled_world, "KernelRidge", draws=3, fills=0, loss="squared",
+                    embedding_size=12, reg_weights=[regs[chosen[-1]]]).model  # fmt: skip
+        block = slice(place * model.center.shape[1], (place + 1) * model.center.shape[1])
+        torch.testing.assert_close(model.map[block], alone.map[block])
+        careless = [np.square((target - refitted(z @ z.T, reg, target)) * known).sum()
+                    for reg in regs]  # fmt: skip
+        assert loss != careless
+
+
+def test_power_divides_the_columns(worlds, fit, float64) -> None:
+    fitted = fit(worlds["implicit"], "KernelRidge", power=0.5, embedding_size=4)
+    warm = warm_users(fitted.stage.dataset)
+    wanted = warm.scaled_directions(0.5)[:, :4]
+    np.testing.assert_allclose(fitted.model.item_vector.numpy(), wanted)
+    assert not np.allclose(np.abs(wanted), np.abs(warm.directions[:, :4]))
+
+
+def test_what_is_in_the_support_does_not_count_in_the_loss(worlds, fit, float64) -> None:
+    model = fit(worlds["implicit"], "KernelRidge").model
+    query = torch.tensor([[0.0, 0, 1, 0, 1, 0]])
+    asked = _Asked(query, (torch.tensor([0]), torch.tensor([5])), query[0],
+                   torch.tensor([False, True, True, True, True, True]))  # fmt: skip
+    scores = torch.tensor([[9.0, 1, 5, 4, 3, 8]])  # 0 nobody has, 5 is in the support
+    ideal = 1 + 1 / np.log2(3)
+    assert model._loss(asked, scores) == pytest.approx(-(1 + 1 / np.log2(4)) / ideal)
+
+
 def test_draws_count_where_the_order_is_random(shuffled_world, tiny, fit, float64) -> None:
     for world, same in ((tiny, True), (shuffled_world, False)):
         one, many = (fit(world, "KernelRidge", draws=draws).model for draws in (1, 4))
@@ -287,6 +335,7 @@ def test_fields_are_read_without_a_support(tiny, fit) -> None:
     ("settings", "error", "text"),
     [
         ({"posterior": [0.0]}, SettingError, "all weights of posterior, support, ratings, fields"),
+        ({"power": 1.0}, SettingError, "'power' must be below 1"),
         ({"posterior": []}, SettingError, "'posterior' must list at least 1"),
         ({"fields": [1.0]}, DataError, "no feature of users"),
     ],

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from recbole_meta.data.warm import warm_users
+from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
+from recbole_meta.errors import DataError
 from recbole_meta.model.meta.subset_ridge import over_items, over_users
 
 
@@ -44,16 +45,32 @@ def test_it_is_the_ridge_over_all_supports(fit, shape, k: int) -> None:
     x = small(*shape)
     expected, m = listed(x, k, 0.7)
     found = fit(sparse.csr_matrix(x), k, 0.7)
-    had = x.T if fit is over_users else np.eye(x.shape[1])
-    b = found.scale[:, None] * (had @ found.map) - np.outer(found.share, found.mean)
-    open_ = ~np.eye(len(b), dtype=bool)  # what is in the support is not asked for
-    np.testing.assert_allclose(b[open_], expected[open_], atol=1e-10)
+    b = found.map
+    if fit is over_users:
+        b = found.scale[:, None] * (x.T @ found.map) - np.diag(found.own)
+    np.testing.assert_allclose(b - np.outer(found.share, found.mean), expected, atol=1e-10)
     np.testing.assert_allclose(found.mean, m, atol=1e-12)
 
 
+@pytest.fixture(scope="module", params=["few users", "many users"])
+def world(request, worlds, make_world):
+    """Users are fewer than items, or more."""
+    if request.param == "many users":
+        return worlds["implicit"]
+    rng = np.random.default_rng(5)
+    rows = [
+        (f"u{user}", f"i{item}", 5, 100 * time)
+        for user in range(24)
+        for time, item in enumerate(rng.choice(40, rng.integers(8, 16), replace=False))
+    ]
+    return make_world(
+        rows, "user_cold_curve", eligible=8, folds=0, shots=[0, 1, 3], reserve=4, horizon=3
+    )
+
+
 @pytest.mark.parametrize("items", [[], [3], [12, 5, 9], [7, 20]])
-def test_a_newcomer_gets_the_ridge_of_the_nearest_k(worlds, fit, float64, items) -> None:
-    fitted = fit(worlds["implicit"], "SubsetRidge", reg_weight=0.3)
+def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items) -> None:
+    fitted = fit(world, "SubsetRidge", reg_weight=0.3)
     model, warm = fitted.model, warm_users(fitted.stage.dataset)
     mask = torch.tensor([[1.0] * len(items) + [0.0] * (4 - len(items))], dtype=torch.float64)
     x = torch.tensor([items + [0] * (4 - len(items))])
@@ -64,8 +81,32 @@ def test_a_newcomer_gets_the_ridge_of_the_nearest_k(worlds, fit, float64, items)
     k = min((k for k in model.shots.tolist()), key=lambda k: (abs(k - len(items)), k))
     one = over_items(warm.matrix, k, 0.3 * k**2)
     b = one.map - np.outer(one.share, one.mean)
-    others = np.setdiff1d(np.arange(warm.n_items), items)
-    np.testing.assert_allclose(found[others], (one.mean + b[items].sum(axis=0))[others], atol=1e-9)
+    np.testing.assert_allclose(found, one.mean + b[items].sum(axis=0), atol=1e-9)
+
+
+def test_no_row_of_a_warm_user_is_kept(world, fit, float64) -> None:
+    """What is kept says what items have in common, whoever has them."""
+    fitted = fit(world, "SubsetRidge")
+    warm = warm_users(fitted.stage.dataset)
+    rows = warm.matrix.toarray()
+    few = warm.n_users < warm.n_items
+    assert bool(fitted.model.directions.shape[1]) == few
+    for name, kept in fitted.model.named_buffers():
+        for table in (kept, kept.T) if kept.ndim == 2 else ():
+            if table.numel() and table.shape[1] == rows.shape[1]:
+                near = torch.cdist(table, torch.from_numpy(rows)).min()
+                assert near > 0.1, name
+    if few:
+        v = fitted.model.directions
+        torch.testing.assert_close(v.T @ v, torch.eye(v.shape[1], dtype=v.dtype))
+
+
+def test_no_warm_user_has_more_rows_than_a_support(world, fit, monkeypatch) -> None:
+    user, item = np.repeat([0, 1], 3), np.array([1, 2, 3, 2, 3, 4])
+    short = WarmUsers(user, item, np.ones(6), 31, 1, None)
+    monkeypatch.setattr("recbole_meta.model.meta.subset_ridge.warm_users", lambda dataset: short)
+    with pytest.raises(DataError, match="no warm user has 4 rows"):
+        fit(world, "SubsetRidge")
 
 
 def test_much_shrinking_leaves_popularity(worlds, fit, float64) -> None:

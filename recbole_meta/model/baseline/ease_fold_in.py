@@ -44,7 +44,7 @@ def inverse(warm: WarmUsers, reg: float) -> np.ndarray:
     if warm.n_items <= warm.n_users:
         return np.linalg.inv(warm.gram + reg * np.eye(warm.n_items))
     users = (x @ x.T).toarray() + reg * np.eye(warm.n_users)  # [U, U]
-    inverse: np.ndarray = x.T @ np.linalg.solve(users, x.toarray())
-    inverse *= -1 / reg
-    np.einsum("ii->i", inverse)[:] += 1 / reg
-    return inverse
+    found: np.ndarray = x.T @ np.linalg.solve(users, x.toarray())
+    found *= -1 / reg
+    np.einsum("ii->i", found)[:] += 1 / reg
+    return found

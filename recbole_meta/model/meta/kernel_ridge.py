@@ -24,7 +24,7 @@ from recbole_meta.data.warm import WarmUsers, warm_ratings, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
-from recbole_meta.settings import Count, Least, Positive, Size, Weight
+from recbole_meta.settings import Count, Least, Positive, Share, Size, Weight
 
 Weights = Annotated[tuple[Weight, ...], Least(1)]
 KERNELS = ("posterior", "support", "ratings", "fields")
@@ -34,7 +34,7 @@ _TOP = 10  # of the NDCG that leave-one-out may ask for
 @dataclass(frozen=True)
 class KernelRidgeSettings(MetaSettings):
     embedding_size: Size  # d, directions kept
-    power: Weight  # of an item's popularity, by which its column is divided before
+    power: Share  # of an item's popularity, by which its column is divided before
     noise: Positive  # s2, the variance of an entry around the user's mean, of the posterior
     posterior: Weights  # weights tried on the kernel of PriorRidge's posterior of a user
     support: Weights  # of what the user has, in the directions
@@ -114,10 +114,11 @@ class KernelRidge(MetaRecommender):
         z_{posterior} = V_s' (V_s V_s' + s^2 I)^{-1} (1 - p_s), \qquad z_{support} = V_s' 1, \qquad
         z_{ratings} = V_s' (r_s - \bar r), \qquad z_{fields} = \text{indicators}
 
-    V, p as in PriorRidge, of columns divided by p to some ``power``: cosines, at 1/2, count what
-    few have more. z centred over episodes and scaled to a mean square of 1. Y: 0/1 of the query's
-    position. A user's rows before the query could not be asked for: m is the mean of those
-    who could, and such entries of Y - m are 0, then ``fills`` times what the others' ridge says.
+    V, p as in PriorRidge. With a ``power`` V is of columns divided by p to it (cosines, at 1/2), so
+    that what few have counts more; 1 - p stays as it is, and z is no posterior then. z centred over
+    episodes and scaled to a mean square of 1. Y: 0/1 of the query's position. A user's rows before
+    the query could not be asked for: m is the mean of those who could, and such entries of Y - m
+    are 0, then ``fills`` times what the ridge of all other episodes says.
 
     Under order random any k rows of a warm user are a support as good as his first ones, and all
     others a query: with ``draws`` above 1 so many of them are drawn for each user, and m is p.

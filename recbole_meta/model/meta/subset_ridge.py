@@ -18,6 +18,7 @@ from torch import Tensor
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import Floats, warm_users
 from recbole_meta.episode import Examples
+from recbole_meta.errors import DataError
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
 from recbole_meta.settings import Positive
 
@@ -52,9 +53,10 @@ class SubsetRidge(MetaRecommender):
     diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
     It takes a user's rows to be in no order.
 
-    Where users U are fewer than items the solve is of their size, and the state is what the users
-    say: with :math:`\sum_u E[s s'] + \lambda k^2 I = D + X' W X`, W and D diagonal,
+    Where users U are fewer than items the solve is of their size: with
+    :math:`\sum_u E[s s'] + \lambda k^2 I = D + X' W X`, W and D diagonal,
     :math:`(D + X'WX)^{-1} = D^{-1} - D^{-1} X' M X D^{-1}, \; M = (I + W X D^{-1} X')^{-1} W`.
+    What is kept is B in U directions of the items, X = P S V', so that no user's rows are.
     """
 
     settings: SubsetRidgeSettings
@@ -63,44 +65,50 @@ class SubsetRidge(MetaRecommender):
         dataset = train_data._dataset
         warm = warm_users(dataset)
         shots = [k for k in open_prepared(dataset.config["prepared"]).shots if k] or [1]
-        x = warm.matrix
+        if warm.length.max(initial=0) <= max(shots):
+            raise DataError(f"SubsetRidge: no warm user has {max(shots) + 1} rows.")
         few = warm.n_users < warm.n_items
         fit = over_users if few else over_items
-        found = [fit(x, k, self.settings.reg_weight * k**2) for k in shots]
+        found = [fit(warm.matrix, k, self.settings.reg_weight * k**2) for k in shots]
+        directions, turn = _directions(warm.matrix) if few else (np.empty((warm.n_items, 0)), None)
+        maps = [each.map if turn is None else turn @ each.map for each in found]
         self.keep("shots", np.array(shots, dtype=np.int64))
-        self.keep("had", x.T.toarray() if few else np.empty((warm.n_items, 0)))  # [I, U]
+        self.keep("directions", directions)  # V [I, R]; none where users are many
         self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
         self.keep("scale", np.stack([each.scale for each in found]))  # [K, I]
+        self.keep("own", np.stack([each.own for each in found]))  # [K, I]
         self.keep("share", np.stack([each.share for each in found]))  # [K, I]
-        self.keep("map", np.concatenate([each.map for each in found]))  # [K R, I]
+        self.keep("map", np.concatenate(maps))  # [K R, I]; [K I, I] where users are many
 
     def adapt(self, support: Examples) -> State:
-        k, n_shots = support.mask.sum(), len(self.shots)
+        k, items = support.mask.sum(), support.x
         nearest = (self.shots - k).abs().argmin()
-        block = (torch.arange(n_shots, device=k.device) == nearest) * (k > 0).to(support.mask.dtype)
-        if self.had.shape[1]:
-            scale = (block @ self.scale)[support.x] * support.mask  # [S]
-            rows = scale @ self.had[support.x]  # [U]
+        block = torch.arange(len(self.shots), device=k.device) == nearest
+        block = block * (k > 0).to(support.mask.dtype)  # [K]
+        if self.directions.shape[1]:
+            scale = (block @ self.scale)[items] * support.mask  # [S]
+            rows = scale @ self.directions[items]  # [R]
             scores = (block.unsqueeze(-1) * rows).reshape(-1) @ self.map  # [I]
         else:
-            rows = self.map[nearest * self.map.shape[1] + support.x]  # [S, I]
-            scores = support.mask @ rows
-        left = 1 - ((block @ self.share)[support.x] * support.mask).sum()
+            scores = support.mask @ self.map[nearest * self.map.shape[1] + items]
+        own = (block @ self.own)[items] * support.mask
+        left = 1 - ((block @ self.share)[items] * support.mask).sum()
         mean = joined((1 - block.sum()).unsqueeze(0), block * left)  # [1 + K]
-        return {"scores": scores + mean @ self.mean}
+        return {"scores": (scores + mean @ self.mean).index_add(0, items, -own)}
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return self.of_all(state["scores"], x)
 
 
 class SubsetFit(NamedTuple):
-    r"""At one k: :math:`(A + \lambda I)^{-1} \sum_u E[s y']` is diag(scale) had map, off the
-    diagonal.
+    r"""At one k: :math:`(A + \lambda I)^{-1} \sum_u E[s y']` is diag(scale) X' map - diag(own);
+    where users are many, it is the map.
     """
 
     mean: Floats  # m [I]
     scale: Floats  # [I]
-    map: Floats  # [R, I]
+    map: Floats  # [U, I]; [I, I] where users are many
+    own: Floats  # [I]
     share: Floats  # (A + lambda I)^-1 sum_u E[s], what of m a row of the support replaces, [I]
 
 
@@ -127,18 +135,19 @@ def _moments(x: sparse.csr_matrix, k: int) -> _Moments:
 
 
 def over_items(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
-    """By a solve of the items' size: R = I."""
+    """By a solve of the items' size."""
     mean, met, pair, asked = _moments(x, k)
     inner = (x.T @ sparse.diags(pair) @ x).toarray()
     np.fill_diagonal(inner, met + reg)
     target = (x.T @ sparse.diags(asked) @ x).toarray()
     np.fill_diagonal(target, 0)
     solved = np.linalg.solve(inner, np.column_stack([target, met]))
-    return SubsetFit(mean, np.ones(len(met)), solved[:, :-1], solved[:, -1])
+    none = np.zeros(len(met))
+    return SubsetFit(mean, none, solved[:, :-1], none, solved[:, -1])
 
 
 def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
-    """By a solve of the users' size: R = U; without the diagonal, which nobody is asked for."""
+    """By a solve of the users' size."""
     mean, met, pair, asked = _moments(x, k)
     scale = 1 / (met - x.T @ pair + reg)  # 1 / D
     scaled = x @ sparse.diags(scale)
@@ -146,4 +155,13 @@ def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
     inner = np.linalg.solve(np.eye(len(pair)) + pair[:, None] * spread, np.diag(pair))  # M
     found = (x.T @ sparse.diags(asked)).T.toarray() - inner @ (spread * asked) @ x
     found += inner @ (scaled @ sparse.diags(x.T @ asked))
-    return SubsetFit(mean, scale, found, scale * met - scaled.T @ (inner @ (scaled @ met)))
+    own, share = scale * (x.T @ asked), scale * met - scaled.T @ (inner @ (scaled @ met))
+    return SubsetFit(mean, scale, found, own, share)
+
+
+def _directions(x: sparse.csr_matrix) -> tuple[Floats, Floats]:
+    """V [I, R] and S P' [R, U] of X = P S V': X' F = V (S P' F) for any F [U, I]."""
+    squares, p = np.linalg.eigh((x @ x.T).toarray())
+    there = squares > 1e-9 * squares.max()
+    p, s = p[:, there], np.sqrt(squares[there])
+    return np.asarray(x.T @ (p / s)), (p * s).T
