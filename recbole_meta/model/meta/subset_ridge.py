@@ -94,7 +94,8 @@ class SubsetRidge(MetaRecommender):
         own = (block @ self.own)[items] * support.mask
         left = 1 - ((block @ self.share)[items] * support.mask).sum()
         mean = joined((1 - block.sum()).unsqueeze(0), block * left)  # [1 + K]
-        return {"scores": (scores + mean @ self.mean).index_add(0, items, -own)}
+        there = items.unsqueeze(-1) == torch.arange(len(self.own.T), device=k.device)  # [S, I]
+        return {"scores": scores + mean @ self.mean - own @ there.to(own.dtype)}
 
     def score(self, state: State, x: Tensor) -> Tensor:
         return self.of_all(state["scores"], x)
