@@ -1,6 +1,7 @@
 """Does a learner use its support, and how many inner steps does it need?
 
-The learners that a benchmark trained are judged on test once more, without training:
+The learners that a benchmark trained are judged on test once more, without training, and its closed
+forms of ours, fitted with what valid chose at each k:
 
 - ``steps``: with 0 to 10 inner steps, where they take any;
 - ``controls``: with shuffled labels of the support, another user's support, an empty one. The gain
@@ -11,7 +12,8 @@ The learners that a benchmark trained are judged on test once more, without trai
     python benchmarks/adaptation.py engine --json results/engine/adaptation.json
     python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
 
-The benchmark must have run: its runs hold the trained models. Beside the JSON a page is written.
+The benchmark must have run: its runs hold the trained models; a learner whose units were put back
+from a file has none and is left out. Beside the JSON a page is written.
 """
 
 import argparse
@@ -25,15 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_meta.benchmark import Judging, Row, read_benchmark
+from recbole_meta.benchmark import Benchmark, Judging, Row, read_benchmark
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.controls import CONTROLS, Control
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
-from recbole_meta.fitting import judge_learner, load_learner, valid_metric
-from recbole_meta.stage import load_stage
+from recbole_meta.fitting import fit_learner, judge_learner, load_learner, valid_metric
+from recbole_meta.stage import Stage, load_stage
+from recbole_meta.trainer import Trainer
 from recbole_meta.unit import Site
 
 STEPS = range(11)
@@ -41,26 +44,40 @@ TIMED = 50  # users whose adapting is timed
 
 
 class Learner:
-    """A trained learner of one split."""
+    """A learner of one split, trained, or a closed form with the settings of each k."""
 
     def __init__(self, site: Site, judging: Judging, split: int, row: Row) -> None:
         self.choice, self.prepared = choose_model(row.model), site.prepared(judging, split)
+        self.seed, self.metric = site.benchmark.seed, valid_metric(self.prepared).name
         folder = site.folder / judging.name / str(split)
         unit = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))
-        chosen = unit["chosen"]
+        self.chosen: dict[str, Any] = unit["chosen"]
         run = site.folder / next(iter(unit["runs"].values()))
-        seconds = json.loads((run / "result.json").read_text("utf-8"))["seconds"]
-        self.train_seconds = seconds["fit"]
-        settings = next(iter(chosen.values()))  # one training for all k
-        seed = site.benchmark.seed
-        self.stage = load_stage(
-            self.choice, self.prepared, "test", self.prepared.shots[0], seed, settings
-        )
+        self.train_seconds = json.loads((run / "result.json").read_text("utf-8"))["seconds"]["fit"]
         training = folder / "training" / slug(row.name)
         again = training / "refit" / "best.pt"
-        path = again if again.is_file() else training / "best.pt"
-        self.trainer = load_learner(self.choice, self.stage, path)
-        self.metric = valid_metric(self.prepared).name
+        self.path = None
+        if row in site.benchmark.trained_rows:
+            self.path = again if again.is_file() else training / "best.pt"
+            if not self.path.is_file():
+                raise FileNotFoundError(self.path)
+        self._made: dict[str, tuple[Stage, Trainer]] = {}
+        self.at(self.prepared.shots[-1])
+
+    def at(self, k: int) -> None:
+        """The model of this k: one for all of them, where it was trained."""
+        settings = self.chosen.get(str(k), next(iter(self.chosen.values())))
+        key = json.dumps(settings)
+        if key not in self._made:
+            shots = self.prepared.shots[0]
+            stage = load_stage(self.choice, self.prepared, "test", shots, self.seed, settings)
+            made = (
+                fit_learner(self.choice, stage)
+                if self.path is None
+                else (load_learner(self.choice, stage, self.path))
+            )
+            self._made[key] = stage, made
+        self.stage, self.trainer = self._made[key]
 
     @property
     def steps(self) -> int | None:
@@ -76,6 +93,7 @@ class Learner:
         self, k: int, steps: int | None = None, control: Control | None = None
     ) -> dict[str, float]:
         """The metric of each test user."""
+        self.at(k)
         model = self.trainer.model
         trained = model.settings
         if steps is not None:
@@ -212,6 +230,12 @@ def control_cell(row: dict[str, Any]) -> str:
     return f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]{star}"
 
 
+def judged_here(benchmark: Benchmark, row: Row) -> bool:
+    """Learners that train, and closed forms of ours; floors and rules are none."""
+    choice = choose_model(row.model)
+    return choice.ours and (row in benchmark.trained_rows or choice.group == "ours")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("benchmark")
@@ -224,12 +248,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     benchmark = read_benchmark(options.benchmark)
     site = Site(benchmark, options.data_path, options.prepared_path, Path(options.runs))
-    found = []
+    found: list[dict[str, Any]] = []
     for judging in benchmark.settings:
-        for row in benchmark.trained_rows:
-            if choose_model(row.model).ours and judging.trained_from == judging.name:
+        if judging.trained_from != judging.name:
+            continue
+        for row in (*benchmark.rows, *benchmark.trained_rows):
+            if not judged_here(benchmark, row):
+                continue
+            try:
                 found += examine(site, judging, row)
                 print(f"{judging.name}, {row.name}: done", flush=True)
+            except FileNotFoundError:
+                print(f"{judging.name}, {row.name}: its trained model is not there", flush=True)
     tested = {i: row["p"] for i, row in enumerate(found) if "p" in row}
     for i, p in holm(tested).items():
         found[i] |= {"p": float(f"{found[i]['p']:.3g}"), "p_holm": float(f"{p:.3g}")}

@@ -1,9 +1,13 @@
 """Whether a support helps: the unit is the user, and only who is better has a star."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
+import yaml
+
+from recbole_meta.sweep import run_benchmark
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "adaptation.py"
 
@@ -55,3 +59,39 @@ def test_the_page_has_what_a_learner_costs(program) -> None:
     about = {"entry": "time", "model": "MAML", "metric": "mae", "k": 5}
     cost = {"cost": "cost", "adapt_ms": 1.25, "state_bytes": 4096, "train_seconds": 61.5}
     assert "| MAML | 61.5 | 1.25 | 5 | 4096 |" in program.page("made", [about | cost])
+
+
+def test_closed_forms_are_fitted_with_what_valid_chose(
+    program, tmp_path, sample_path, monkeypatch, capsys
+) -> None:
+    """Each k its own settings; what was judged is what the benchmark judged."""
+    curve = {"shots": [0, 1, 3], "reserve": 4, "horizon": None, "eligible": 8, "folds": 0}
+    page = {
+        "dataset": "tiny", "seed": 3, "trials": 3,
+        "settings": [{"name": "random", "protocol": "user_cold_curve", "splits": [0],
+                      "changed": curve | {"order": "random"}}],
+        "rows": [{"name": "Pop", "model": "Pop"},
+                 {"name": "SubsetRidge", "model": "SubsetRidge",
+                  "grid": {"reg_weight": [1e-4, 0.01, 10.0]}}],
+        "trained": {"searches": [{"setting": "random", "split": 0, "shots": 3, "trials": 1}],
+                    "shots": [3], "rows": []},
+    }  # fmt: skip
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(page), "utf-8")
+    place, where = str(tmp_path / "made.yaml"), (str(sample_path), str(tmp_path / "prepared"))
+    run_benchmark(place, *where, tmp_path / "runs")
+    words = ["adaptation", place, "--data_path", where[0], "--prepared_path", where[1],
+             "--runs", str(tmp_path / "runs"), "--json", str(tmp_path / "found.json")]  # fmt: skip
+    monkeypatch.setattr("sys.argv", words)
+    program.main()
+    assert "SubsetRidge: done" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert {row["model"] for row in found} == {"SubsetRidge"}, "a floor is no learner"
+    unit = json.loads((tmp_path / "runs/made/random/0/SubsetRidge.json").read_text("utf-8"))
+    for k in (1, 3):
+        run = tmp_path / "runs" / "made" / unit["runs"][str(k)]
+        judged = json.loads((run / "result.json").read_text("utf-8"))["metrics"]["ndcg@10"]
+        own = {row["own"] for row in found if row["k"] == k and "own" in row}
+        assert own == {pytest.approx(judged, abs=1e-4)}
+        assert {row["control"] for row in found if row["k"] == k and "own" in row} == {
+            "swapped", "empty"
+        }  # fmt: skip
