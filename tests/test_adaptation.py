@@ -90,8 +90,8 @@ def test_closed_forms_are_fitted_with_what_valid_chose(
     for k in (1, 3):
         run = tmp_path / "runs" / "made" / unit["runs"][str(k)]
         judged = json.loads((run / "result.json").read_text("utf-8"))["metrics"]["ndcg@10"]
-        own = {row["own"] for row in found if row["k"] == k and "own" in row}
-        assert own == {pytest.approx(judged, abs=1e-4)}
+        (own,) = {row["own"] for row in found if row["k"] == k and "own" in row}
+        assert own == pytest.approx(judged, abs=1e-4)
         assert {row["control"] for row in found if row["k"] == k and "own" in row} == {
             "swapped", "empty"
         }  # fmt: skip
