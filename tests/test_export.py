@@ -34,7 +34,7 @@ CASES = {
         "RESUSNN": SMALL, "MetaCF": {"epochs": 1, "embedding_size": 4, "embedding_std": 1.0},
         "MAMO": SMALL | {"inner_steps": 2}, "CNP": SMALL | {"support_negatives": 2},
         "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
-        "KernelRidge": {"embedding_size": 4},
+        "KernelRidge": {"embedding_size": 4}, "SubsetRidge": {},
         "Blend": {"epochs": 2, "members": {"MetaRidge": {"embedding_size": 4},
                                            "InContext": CONTEXT, "KernelRidge": {}}},
     },
@@ -45,7 +45,8 @@ CASES = {
         "RatingRidge": SMALL | {"directions": 3}, "InContext": CONTEXT | FIELDS,
     },
     "user_cold_5_label": {"CNP": SMALL},
-    "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {}},
+    "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {},
+                  "SubsetRidge": {}},
 }  # fmt: skip
 PAIRS = [(model, protocol) for protocol, models in CASES.items() for model in models]
 SIZES = [(1, 0), (1, 1), (1, 7), (2, 1), (3, 0), (4, 4), (7, 12), (40, 9)]  # newcomers, items
