@@ -71,12 +71,10 @@ class Learner:
         if key not in self._made:
             shots = self.prepared.shots[0]
             stage = load_stage(self.choice, self.prepared, "test", shots, self.seed, settings)
-            made = (
-                fit_learner(self.choice, stage)
-                if self.path is None
-                else (load_learner(self.choice, stage, self.path))
-            )
-            self._made[key] = stage, made
+            if self.path is None:
+                self._made[key] = stage, fit_learner(self.choice, stage)
+            else:
+                self._made[key] = stage, load_learner(self.choice, stage, self.path)
         self.stage, self.trainer = self._made[key]
 
     @property
