@@ -45,6 +45,7 @@ def check_objective_settings(
     kind = get_type_hints(multitask_model(name))["settings"]
     values = load_properties("model", name) | dict(given)
     settings = read_settings(kind, values, name)
+    multitask_model(name).check_settings(settings)
     if "stop_by" in values:
         said = distributions if multitask_model(name).distributes else ()
         check_metric(values["stop_by"], objectives, f"{name}: 'stop_by'", said)

@@ -71,6 +71,10 @@ class ObjectiveRecommender(GeneralRecommender):
             shares = category_shares(dataset, each["label"]).to(torch.get_default_dtype())
             self.register_buffer(f"categories_{name}", shares, persistent=False)  # q [I, C]
 
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        """Refuse what the settings alone show to be wrong, before any data is read."""
+
     def prepare(self, train_data: Any) -> None:
         """Fit what has a closed form, once, before the first epoch."""
 

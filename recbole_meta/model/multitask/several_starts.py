@@ -53,6 +53,10 @@ class SeveralStarts(ObjectiveRecommender):
         kind, over = multitask_models()[name], Over(config, values)
         self.copies = nn.ModuleList(kind(over, dataset) for _ in range(self.settings.copies))
 
+    @classmethod
+    def check_settings(cls, settings: SeveralStartsSettings) -> None:
+        _member(settings.member)
+
     def prepare(self, train_data: Any) -> None:
         for copy in self.copies:
             copy.prepare(train_data)
