@@ -24,7 +24,7 @@ from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.evaluation.controls import Control
-from recbole_meta.evaluation.judge import Judge, Judged
+from recbole_meta.evaluation.judge import Judged
 from recbole_meta.stage import Stage, load_stage
 from recbole_meta.tracking import versions
 from recbole_meta.trainer import Trainer, judge_model, judge_with
@@ -297,9 +297,8 @@ def judge_learner(
     if control is not None:
         judged = torch.tensor([tasks[task] for task in stage.prepared.tasks(phase)])
         model.support = control(model.support, judged.to(model.device))
-    judge = Judge(stage.prepared, phase, k, dataset, choice.name)
     with contained():
-        return judge_model(trainer, judge, stage.data[phase])
+        return judge_model(trainer, stage.judge(phase, choice.name), stage.data[phase])
 
 
 def judge_recbole(
@@ -317,18 +316,18 @@ def judge_recbole(
     """
     stage = load_stage(choice, prepared, "valid", k, seed, settings, device)
     start = time.perf_counter()
-    trainer, valid, epochs = _fit_recbole(choice, stage, k, progress)
+    trainer, valid, epochs = _fit_recbole(choice, stage, progress)
     seconds = {"fit": time.perf_counter() - start}
     judged = None
     if test:
         if "test" not in stage.data:  # fit again up to the cut, as long as valid said
             stage = load_stage(choice, prepared, "test", k, seed, settings, device)
             start = time.perf_counter()
-            trainer = _refit_recbole(choice, stage, k, epochs)
+            trainer = _refit_recbole(choice, stage, epochs)
             seconds = {"fit": time.perf_counter() - start, "fit_valid": seconds["fit"]}
         start = time.perf_counter()
         with contained():
-            judge = Judge(prepared, "test", k, stage.dataset, choice.name)
+            judge = stage.judge("test", choice.name)
             judged = judge_model(trainer, judge, stage.data["test"])
         seconds["evaluate"] = time.perf_counter() - start
     used = used_settings(choice, stage.config, settings)
@@ -344,9 +343,7 @@ def recbole_trainer(choice: ModelChoice, config: Any, dataset: Any) -> Any:
     return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
 
 
-def _fit_recbole(
-    choice: ModelChoice, stage: Stage, k: int, progress: Progress
-) -> tuple[Any, Judged, int]:
+def _fit_recbole(choice: ModelChoice, stage: Stage, progress: Progress) -> tuple[Any, Judged, int]:
     """The trainer with the best epoch's model, how it is judged on valid, and that epoch's
     number from 1.
     """
@@ -365,7 +362,7 @@ def _fit_recbole(
         trainer = recbole_trainer(choice, stage.config, stage.dataset)
         if one_shot:
             trainer.epochs = 1
-        judge = Judge(stage.prepared, "valid", k, stage.dataset, choice.name)
+        judge = stage.judge("valid", choice.name)
         judge_with(trainer, judge)
         trainer.fit(
             stage.train,
@@ -380,7 +377,7 @@ def _fit_recbole(
     return trainer, valid, int(best[1])
 
 
-def _refit_recbole(choice: ModelChoice, stage: Stage, k: int, epochs: int) -> Any:
+def _refit_recbole(choice: ModelChoice, stage: Stage, epochs: int) -> Any:
     """The trainer after a fixed number of epochs; test is not looked at."""
     with TemporaryDirectory() as folder, contained(), named_errors(choice, stage.config):
         stage.config["checkpoint_dir"] = folder

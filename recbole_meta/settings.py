@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -85,10 +86,16 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (properties_folder() / kind).glob("*.yaml"))
 
 
+@cache
+def _parsed(text: str) -> Any:
+    """A page is read for each of its settings that is checked; parsing it is slow."""
+    return yaml.load(text, YamlLoader)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a dictionary; an empty file is an empty dictionary."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+        content = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, no such date
         raise SettingError(f"Cannot read the settings file {path}: {error}") from error
     if content is None:

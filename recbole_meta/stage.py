@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,7 @@ from recbole_meta.choice import ModelChoice, check_feedback
 from recbole_meta.compat import contained, recbole_config
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError, RecboleMetaError
+from recbole_meta.evaluation.judge import Judge
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,15 @@ class Stage:
     dataset: Any
     train: Any
     data: dict[str, Any]  # phase -> loader of its tasks
+    judges: dict[tuple[str, str], Judge] = field(default_factory=dict)  # made once, used each epoch
+
+    def judge(self, phase: str, model: str) -> Judge:
+        """Of the tasks of a phase; ``model`` is named in its errors."""
+        if (phase, model) not in self.judges:
+            self.judges[phase, model] = Judge(self.prepared, phase, self.dataset, model)
+        judge = self.judges[phase, model]
+        judge.reset()
+        return judge
 
 
 def _judged_from(prepared: Prepared, phase: str) -> list[str]:

@@ -49,11 +49,9 @@ class Judged:
 
 
 class Judge:
-    """RecBole's ``eval_collector`` and ``evaluator`` for the tasks of one phase at k shots."""
+    """RecBole's ``eval_collector`` and ``evaluator`` for the tasks of one phase, at any k."""
 
-    def __init__(
-        self, prepared: Prepared, phase: str, k: int, dataset: Dataset, model: str
-    ) -> None:
+    def __init__(self, prepared: Prepared, phase: str, dataset: Dataset, model: str) -> None:
         self.prepared, self.model = prepared, model
         self.tasks = np.array(prepared.judged(phase))
         self.users = dataset.field2token_id[dataset.uid_field]
@@ -68,7 +66,7 @@ class Judge:
         self.rankings: dict[str, Ranking] = {}
         if self._ranks:
             self._init_rankings(phase)
-        self._reset()
+        self.reset()
 
     def _init_rankings(self, phase: str) -> None:
         phases = self.prepared.description["train"]  # of cold items, users had both phases' reserve
@@ -84,7 +82,8 @@ class Judge:
             for name, positives in by_list.items()
         }
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what was collected and not evaluated."""
         self._rows: list[tuple[npt.NDArray[Any], ...]] = []
         for ranking in self.rankings.values():
             ranking.reset()
@@ -123,7 +122,7 @@ class Judge:
     def get_data_struct(self) -> Judged:
         """What was collected, and forget it."""
         judged = self._judge_ranking() if self._ranks else self._judge_rows()
-        self._reset()
+        self.reset()
         self.judged = judged
         return judged
 

@@ -62,7 +62,7 @@ class World:
 
     def judge(self, scores, parts: int = 1, phase: str = "test"):
         """Judge scores [n_users, n_items] by RecBole's ids."""
-        judge = Judge(self.prepared, phase, 0, self.stage.dataset, "Made")
+        judge = Judge(self.prepared, phase, self.stage.dataset, "Made")
         users = [self.users[user] for user in self.prepared.tasks(phase)][::-1]
         for some in np.array_split(users, parts):
             batch = Interaction({"user_id": torch.tensor(some)})

@@ -210,7 +210,7 @@ def test_order_of_the_tasks_does_not_matter(fitted):
     prepared, model = fitted.prepared, fitted.model
     k = prepared.shots[-1]
     expected = judge_learner(fitted.trainer, fitted.choice, fitted.stage, "test", k)
-    judge = Judge(prepared, "test", k, fitted.stage.dataset, fitted.choice.name)
+    judge = Judge(prepared, "test", fitted.stage.dataset, fitted.choice.name)
     rows = prepared.rows("test")
     known = pd.concat([prepared.rows(prepared.train_name("test", prepared.shots[0])),
                        prepared.rows("valid")])  # fmt: skip

@@ -64,7 +64,7 @@ def ndcg_with(fitted, user_of) -> float:
         table[ids[user]] = ids[user_of(user)]
     support = model.support.of(table)
     model.observe(support._replace(mask=support.mask * support.label))  # negatives are added anew
-    judge = Judge(fitted.prepared, "test", SHOTS, fitted.stage.dataset, fitted.choice.name)
+    judge = Judge(fitted.prepared, "test", fitted.stage.dataset, fitted.choice.name)
     return judge_model(fitted.trainer, judge, fitted.stage.data["test"]).means()["ndcg@10"]
 
 
