@@ -279,7 +279,7 @@ def test_a_diverged_model_is_named(world):
 
 
 def test_a_task_that_was_left_out_is_named(world):
-    judge = Judge(world.prepared, "test", 0, world.stage.dataset, "Made")
+    judge = Judge(world.prepared, "test", world.stage.dataset, "Made")
     asked = torch.tensor([world.users[user] for user in world.tasks[1:]])
     scores = random_scores(world)[asked]
     judge.eval_batch_collect(scores, Interaction({"user_id": asked}), None, None)
@@ -289,7 +289,7 @@ def test_a_task_that_was_left_out_is_named(world):
 
 def test_nothing_was_evaluated(world):
     with pytest.raises(DataError, match="Made was not evaluated yet"):
-        Judge(world.prepared, "test", 0, world.stage.dataset, "Made").last()
+        Judge(world.prepared, "test", world.stage.dataset, "Made").last()
 
 
 # Ratings and labels.
@@ -301,7 +301,7 @@ def test_rows_equal_brute_force(make_world, rows, feedback, parts):
     prepared = make_world(rows, f"user_cold_5_{feedback}")
     floor = choose_model("Constant")
     dataset = load_stage(floor, prepared, "test", 5, 2020, {}).dataset
-    judge = Judge(prepared, "test", 5, dataset, "Made")
+    judge = Judge(prepared, "test", dataset, "Made")
     tasks = prepared.tasks("test")
     truth: dict[str, dict[str, float]] = {user: {} for user in tasks}
     seen = dict.fromkeys(tasks, 0)
