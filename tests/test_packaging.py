@@ -71,7 +71,8 @@ def test_entry_point_names_a_function(setup_cfg):
     entry = setup_cfg["options.entry_points"]["console_scripts"].strip()
     command, module, function = re.fullmatch(r"(\S+) = ([\w.]+):(\w+)", entry).groups()
     assert command == "recbole-meta"
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    package = ROOT / module.replace(".", "/") / "__init__.py"
+    tree = ast.parse(package.read_text(encoding="utf-8"))
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from recbole_meta import cli
 from recbole_meta.choice import check_keys, choose_model, knows
+from recbole_meta.cli import judging, tables
 from recbole_meta.quick_start import check_run, protocol_settings, split_settings
 from recbole_meta.settings import load_properties
 
@@ -66,8 +67,8 @@ def test_a_command_is_read(words):
     options, free = parser.parse_known_args(rest)
     assert options.takes_settings or not free, free
     options.settings = cli._free(free)
-    if options.function is cli._run:
-        given = cli._changed(options)
+    if options.function is judging._run:
+        given = judging._changed(options)
         choices = [choose_model(name) for name in options.model.split(",")]
         _, theirs = split_settings(options.protocol, given)
         check_keys(choices, theirs)
@@ -75,9 +76,9 @@ def test_a_command_is_read(words):
         for choice in choices:
             read = {k: v for k, v in given.items() if k in names or knows(choice, k)}
             check_run(choice.name, options.protocol, read, options.device, options.threads)
-    elif options.function in (cli._benchmark, cli._table):
+    elif options.function in (tables._benchmark, tables._table):
         load_properties("benchmark", options.name)
-    elif options.function is cli._prepare:
+    elif options.function is judging._prepare:
         load_properties("protocol", options.protocol)
 
 
