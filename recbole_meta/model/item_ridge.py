@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from recbole.data.dataset import Dataset
 from scipy import sparse
-from scipy.linalg import lapack
 from torch import Tensor
 
 from recbole_meta.errors import DataError
+from recbole_meta.model.inverse import inverse_of
 from recbole_meta.model.objective_recommender import union
 
 _CHUNK = 512  # users whose rows [., I] are dense at a time
@@ -95,16 +95,10 @@ def _inverse(dataset: Dataset, source: sparse.csr_matrix, reg: float, where: str
     for start in range(0, len(users), _CHUNK):
         kernel[:, start : start + _CHUNK] = (x @ x[start : start + _CHUNK].T).toarray()
     kernel[np.diag_indices(len(users))] += reg
-    lower, failed = lapack.spotrf(kernel, lower=1, overwrite_a=1)
-    inverse, singular = lapack.spotri(lower, lower=1, overwrite_c=1)
-    if failed or singular:
+    inverse = inverse_of(kernel)
+    if inverse is None:
         raise DataError(f"{where}: reg_weight {reg} is too small for this union.")
-    for start in range(0, len(users), _CHUNK):  # the upper half from the lower
-        end = min(start + _CHUNK, len(users))
-        block = np.tril(inverse[start:end, start:end])
-        inverse[start:end, start:end] = block + np.tril(block, -1).T
-        inverse[start:end, end:] = inverse[end:, start:end].T
-    found = users, inverse.T  # symmetric: rows lie together
+    found = users, inverse
     _last[dataset] = reg, source, found
     return found
 

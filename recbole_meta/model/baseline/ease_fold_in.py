@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_meta.data.warm import WarmUsers
+from recbole_meta.errors import DataError
 from recbole_meta.model.fold_in_recommender import FoldInRecommender, FoldInSettings
+from recbole_meta.model.inverse import inverse_of
 from recbole_meta.settings import Positive
 
 
@@ -43,8 +45,12 @@ def inverse(warm: WarmUsers, reg: float) -> np.ndarray:
     x = warm.matrix
     if warm.n_items <= warm.n_users:
         return np.linalg.inv(warm.gram + reg * np.eye(warm.n_items))
-    users = (x @ x.T).toarray() + reg * np.eye(warm.n_users)  # [U, U]
-    found: np.ndarray = x.T @ np.linalg.solve(users, x.toarray())
+    users = (x @ x.T).toarray(order="F")  # [U, U]
+    np.einsum("uu->u", users)[:] += reg
+    inner = inverse_of(users)
+    if inner is None:
+        raise DataError(f"EASEFoldIn: reg_weight {reg} is too small for these users.")
+    found: np.ndarray = x.T @ (x.T @ inner).T
     found *= -1 / reg
     np.einsum("ii->i", found)[:] += 1 / reg
     return found

@@ -19,6 +19,7 @@ from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import Floats, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError
+from recbole_meta.model.inverse import inverse_of
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
 from recbole_meta.settings import Positive
 
@@ -55,7 +56,8 @@ class SubsetRidge(MetaRecommender):
 
     Where users U are fewer than items the solve is of their size: with
     :math:`\sum_u E[s s'] + \lambda k^2 I = D + X' W X`, W and D diagonal,
-    :math:`(D + X'WX)^{-1} = D^{-1} - D^{-1} X' M X D^{-1}, \; M = (I + W X D^{-1} X')^{-1} W`.
+    :math:`(D + X'WX)^{-1} = D^{-1} - D^{-1} X' M X D^{-1}, \; M = (W^{-1} + X D^{-1} X')^{-1}`, and
+    since :math:`M X D^{-1} X' = I - M W^{-1}` one inverse is all that is dense.
     What is kept is B in U directions of the items, X = P S V', so that no user's rows are.
     """
 
@@ -151,12 +153,20 @@ def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
     """By a solve of the users' size."""
     mean, met, pair, asked = _moments(x, k)
     scale = 1 / (met - x.T @ pair + reg)  # 1 / D
-    scaled = x @ sparse.diags(scale)
-    spread = (scaled @ x.T).toarray()  # X D^-1 X'
-    inner = np.linalg.solve(np.eye(len(pair)) + pair[:, None] * spread, np.diag(pair))  # M
-    found = (x.T @ sparse.diags(asked)).T.toarray() - inner @ (spread * asked) @ x
-    found += inner @ (scaled @ sparse.diags(x.T @ asked))
-    own, share = scale * (x.T @ asked), scale * met - scaled.T @ (inner @ (scaled @ met))
+    scaled = x @ sparse.diags(scale)  # X D^-1
+    own, share = scale * (x.T @ asked), scale * met
+    if k == 1:  # W is 0
+        return SubsetFit(mean, scale, (sparse.diags(asked) @ x).toarray(), own, share)
+    found, there = np.zeros(x.shape), pair > 0
+    x, scaled, pair, asked = x[there], scaled[there], pair[there], asked[there]
+    spread = (scaled @ x.T).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
+    np.einsum("uu->u", spread)[:] += 1 / pair
+    inner = inverse_of(spread)  # M
+    if inner is None:
+        raise DataError(f"SubsetRidge: reg_weight {reg / k**2} is too small for these users.")
+    told = sparse.diags(asked / pair) @ x + scaled @ sparse.diags(own / scale)
+    found[there] = (told.T @ inner).T
+    share -= scaled.T @ (inner @ (scaled @ met))
     return SubsetFit(mean, scale, found, own, share)
 
 
