@@ -26,7 +26,7 @@ from recbole_meta.evaluation.entries import (
 )
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import bootstrap_interval
-from recbole_meta.report import entries_of, lead_of, primary_of
+from recbole_meta.report.units import entries_of, lead_of, primary_of
 
 HISTORY = "history"  # a user's rows, the early ones and the query
 _MANY = 25  # different values of a field that are shown one by one

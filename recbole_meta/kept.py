@@ -16,7 +16,7 @@ import numpy as np
 
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import RunFiles
-from recbole_meta.report import finished_units
+from recbole_meta.report.units import finished_units
 from recbole_meta.tracking import npz_bytes, write_atomically
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry: the same units give the same bytes

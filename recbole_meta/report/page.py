@@ -1,0 +1,138 @@
+"""``table.md``: a table per entry of a benchmark, rows are models, columns k."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_meta.report.units import LEAD, lead_of
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of an entry."""
+
+    judging: dict[str, Any]
+    primary: str
+    rows: list[dict[str, Any]]
+    absent: list[str]
+
+    @property
+    def lead(self) -> str:
+        """The metric that champions are named by."""
+        return lead_of({"metrics": {row["metric"] for row in self.rows}})
+
+    @property
+    def order(self) -> str:
+        """The order of its rows."""
+        return str(self.rows[0]["order"])
+
+
+def markdown(
+    name: str, sections: Sequence[Section], chosen: list[str], file: dict[str, Any]
+) -> str:
+    """One table per entry: rows are models, columns k, the lead metric of the primary query."""
+    leads = dict.fromkeys(LEAD[section.lead] for section in sections)
+    lines = [
+        f"# {name}",
+        "",
+        f"Made by `recbole-meta benchmark {name}` and `recbole-meta table {name}`; all figures are",
+        f"in `table.json`. {', '.join(leads)}, mean over users, and the gain over the best floor "
+        "(above",
+        "zero: better) with its 95 % interval (paired bootstrap). **Bold**: the champion of its",
+        "group, named on valid.",
+        "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
+        "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
+    ]
+    for section in sections:
+        about = section.rows[0]
+        where = f"{about['dataset']}, {about['protocol']}, order {about['order']}"
+        lines += ["", f"## {section.judging['name']}: {where}, {section.primary}", ""]
+        lines += [_origin(section, sections, file), ""]
+        lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
+        late = [r for r in section.rows if r["slice"] == "later"]
+        if late:
+            n = max(r["n_tasks"] for r in late)
+            lines += ["", f"Slice `later` ({n} users):", "", *_pivot(late, section.lead)]
+        failed = {r["model"]: r["failed"] for r in section.rows if "failed" in r}
+        if failed:
+            said = "; ".join(f"{model} ({error})" for model, error in failed.items())
+            lines += ["", f"Failed: {said}."]
+        if section.absent:
+            lines += ["", f"Not finished, so not shown: {', '.join(section.absent)}."]
+    lines += ["", "## Settings, chosen on valid", "", *chosen, ""]
+    return "\n".join(lines)
+
+
+def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any]) -> str:
+    """On what the settings of a section's rows were chosen; what trains had another choice."""
+    trained = {row["name"] for row in file["trained"]["rows"]}
+    here = {row["model"]: row["group"] for row in section.rows if row["model"] in trained}
+    ours = any(group != "recbole" for group in here.values())
+    said = (
+        f"{'Closed forms' if ours else 'Ours'}: at most {file['trials']} trials per k and split, "
+    )
+    said += "on valid by this query."
+    if not here:
+        return said
+    name = section.judging["name"]
+    by_name = {other.judging["name"]: other for other in sections}
+    source = section.judging.get("trained_from", name)
+    order = by_name[source].order
+    search = next(s for s in file["trained"]["searches"] if by_name[s["setting"]].order == order)
+    kinds = []
+    if "recbole" in here.values():
+        kinds.append(f" RecBole's models: one search of {search['trials']} trials at k = "
+                     f"{search['shots']}")  # fmt: skip
+    if ours:
+        number = f"one search of {search['trials']} trials, " if not kinds else ""
+        kinds.append(f" {'l' if kinds else 'L'}earners that train: {number}by the mean over k")
+    said += ";".join(kinds) + (
+        f", on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
+    )
+    if search["setting"] != source:
+        said += f"; `{search['setting']}` sees users and rows that the splits here hold back"
+    elif len(section.judging["splits"]) > 1:
+        said += "; users of that valid are judged in other splits"
+    said += "."
+    if source != name:
+        said += (
+            f" They are the runs of `{source}`: **search and early stopping chose by its query, "
+            f"{by_name[source].primary}**, not by this one, to their disadvantage."
+        )
+    return said
+
+
+def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
+    rows = [r for r in rows if r["metric"] == lead and r["split"] == "all"]
+    shots = sorted({r["k"] for r in rows})
+    n = max(r["n_tasks"] for r in rows)
+    lines = [
+        f"| group | model ({n} users) | " + " | ".join(f"k = {k}" for k in shots) + " |",
+        "|---" * (len(shots) + 2) + "|",
+    ]
+    for model, group in dict.fromkeys((r["model"], r["group"]) for r in rows):
+        cells = [
+            _cell(next((r for r in rows if r["model"] == model and r["k"] == k), None))
+            for k in shots
+        ]
+        lines.append(f"| {group} | {model} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or "failed" in row:
+        return "" if row is None else "failed"
+    text = f"{row['mean']:.3f}"
+    if row["champion"]:
+        text = f"**{text}**"
+    if row["gain_over_floor"] is not None:
+        text += (
+            f" ({row['gain_over_floor']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}])"
+        )
+    for p, gain, against in (
+        ("p_floor", "gain_over_floor", "floor"),
+        ("p_cf", "gain_over_cf", "CF"),
+    ):
+        if row[p] is not None and row[p] < 0.01:
+            text += f" {'>' if row[gain] > 0 else '<'}{against}"
+    return text
