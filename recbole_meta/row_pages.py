@@ -21,8 +21,8 @@ from recbole_meta.benchmark import Row, Settings, read_row
 from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.objectives import read_objectives
-from recbole_meta.data.prepare import find_dataset
 from recbole_meta.data.row_splits import RowSplits, open_rows, prepare_rows
+from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.rows import check_row_metric, direction

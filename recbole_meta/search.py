@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_meta.benchmark import Judging, Row, Search, Settings
 from recbole_meta.choice import choose_model
-from recbole_meta.data.prepare import sha256
+from recbole_meta.data.folders import sha256
 from recbole_meta.evaluation.entries import SEARCH, slug
 from recbole_meta.fitting import Metric, fit_learner, judge_recbole, valid_metric
 from recbole_meta.stage import load_stage

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from recbole_meta.benchmark import Benchmark, Search, read_benchmark
 from recbole_meta.choice import choose_model
-from recbole_meta.data.prepare import find_dataset
+from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.entries import FAILED, slug
 from recbole_meta.fitting import thread_limit

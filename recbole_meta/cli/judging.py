@@ -102,7 +102,7 @@ def _list(options: argparse.Namespace) -> None:
             )
             print(f"{'recbole':10} {shown}{tested}")
     elif options.what == "datasets":
-        from recbole_meta.data.prepare import dataset_names
+        from recbole_meta.data.source import dataset_names
 
         print(*dataset_names(options.data_path), sep="\n")
     else:

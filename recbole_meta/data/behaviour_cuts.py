@@ -15,7 +15,7 @@ import numpy as np
 from recbole_meta.data.atomic import AtomicFile
 from recbole_meta.data.label_times import LabelTimes, behaviour_times, known_at
 from recbole_meta.data.objectives import Objectives
-from recbole_meta.data.prepare import DataFields
+from recbole_meta.data.source import DataFields
 from recbole_meta.errors import DataError, SettingError, nearest
 
 _SHARE = 0.1  # of the events, for valid and for test

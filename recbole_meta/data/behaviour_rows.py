@@ -13,8 +13,8 @@ import numpy as np
 
 from recbole_meta.data.atomic import AtomicFile
 from recbole_meta.data.objectives import Objectives, by_kind
-from recbole_meta.data.prepare import DataFields
 from recbole_meta.data.row_splits import by_user, check_labels, numbered, row_labels
+from recbole_meta.data.source import DataFields
 from recbole_meta.errors import DataError, SettingError
 
 

@@ -32,6 +32,7 @@ import pandas as pd
 from recbole_meta.data.atomic import AtomicFile, Ints
 from recbole_meta.data.behaviour_cuts import cut_behaviours
 from recbole_meta.data.behaviour_rows import by_column, draw_behaviours
+from recbole_meta.data.folders import FORMAT, made_once, sha256, write_recbole, write_side
 from recbole_meta.data.label_times import described_times, read_label_times
 from recbole_meta.data.objectives import (
     Objectives,
@@ -40,18 +41,8 @@ from recbole_meta.data.objectives import (
     objectives_of,
     read_behaviours,
 )
-from recbole_meta.data.prepare import (
-    FORMAT,
-    DataFields,
-    check_tokens,
-    find_dataset,
-    made_once,
-    read_fields,
-    sha256,
-    write_recbole,
-    write_side,
-)
 from recbole_meta.data.prepared import PreparedFolder, pairs_of
+from recbole_meta.data.source import DataFields, check_tokens, find_dataset, read_fields
 from recbole_meta.errors import DataError, LeakError, SettingError, nearest
 from recbole_meta.settings import load_yaml
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Floats
-from recbole_meta.data.prepare import DataFields, read_page
+from recbole_meta.data.source import DataFields, read_page
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.settings import read_settings
 

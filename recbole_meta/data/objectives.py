@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_meta.data.expressions import parse
-from recbole_meta.data.prepare import read_page
+from recbole_meta.data.source import read_page
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.settings import read_settings
 

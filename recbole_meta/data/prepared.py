@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile
-from recbole_meta.data.prepare import FORMAT, LABEL, DataFields, digest, sha256
+from recbole_meta.data.folders import FORMAT, digest, sha256
+from recbole_meta.data.rows import LABEL
+from recbole_meta.data.source import DataFields
 from recbole_meta.errors import DataError, LeakError, nearest
 from recbole_meta.settings import load_yaml, read_settings
 

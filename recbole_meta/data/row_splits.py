@@ -25,6 +25,7 @@ import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile, Floats, Ints
 from recbole_meta.data.expressions import parse
+from recbole_meta.data.folders import FORMAT, made_once, sha256, write_recbole, write_side
 from recbole_meta.data.label_times import (
     LabelTimes,
     behaviour_times,
@@ -39,19 +40,9 @@ from recbole_meta.data.objectives import (
     objectives_of,
     read_objectives,
 )
-from recbole_meta.data.prepare import (
-    FORMAT,
-    DataFields,
-    check_tokens,
-    find_dataset,
-    made_once,
-    read_fields,
-    sha256,
-    write_recbole,
-    write_side,
-)
 from recbole_meta.data.prepared import PreparedFolder, pairs_of
 from recbole_meta.data.protocol import Rows, pair_hash
+from recbole_meta.data.source import DataFields, check_tokens, find_dataset, read_fields
 from recbole_meta.errors import DataError, LeakError, SettingError, nearest
 from recbole_meta.settings import load_yaml
 

@@ -7,8 +7,8 @@ import yaml
 
 from recbole_meta.data.atomic import AtomicFile
 from recbole_meta.data.behaviours import open_behaviours, prepare_behaviours
+from recbole_meta.data.folders import digest, sha256
 from recbole_meta.data.objectives import Objective
-from recbole_meta.data.prepare import digest, sha256
 from recbole_meta.data.row_splits import open_rows, prepare_rows
 from recbole_meta.errors import DataError, LeakError, SettingError
 from tests.conftest import FILMS

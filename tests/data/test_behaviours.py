@@ -12,7 +12,7 @@ from recbole_meta.data.behaviours import (
     open_behaviours,
     prepare_behaviours,
 )
-from recbole_meta.data.prepare import digest, sha256
+from recbole_meta.data.folders import digest, sha256
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.errors import DataError, LeakError
 

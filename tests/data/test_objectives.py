@@ -11,7 +11,7 @@ from recbole_meta.data.objectives import (
     only_behaviours,
     read_objectives,
 )
-from recbole_meta.data.prepare import read_fields
+from recbole_meta.data.source import read_fields
 from recbole_meta.errors import SettingError
 
 

@@ -16,15 +16,10 @@ import pytest
 
 from recbole_meta.compat import contained, recbole_config, recbole_model
 from recbole_meta.data import prepare as module
-from recbole_meta.data.prepare import (
-    content_key,
-    find_dataset,
-    prepare,
-    read_fields,
-    read_protocol,
-    sha256,
-)
+from recbole_meta.data.folders import sha256
+from recbole_meta.data.prepare import content_key, prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
+from recbole_meta.data.source import find_dataset, read_fields
 from recbole_meta.errors import DataError, SettingError
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"

@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import vmap
 
-from recbole_meta.data.prepare import _with_states as with_states
-from recbole_meta.data.prepare import (
-    digest,
-    prepare,
-    read_fields,
-    read_protocol,
-    read_rows,
-    sha256,
-)
+from recbole_meta.data.folders import digest, sha256
+from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.data.protocol import PHASES, Rows, Split, pair_hash
+from recbole_meta.data.rows import read_rows, with_states
+from recbole_meta.data.source import read_fields
 from recbole_meta.data.states import FourStates
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, LeakError, SettingError
