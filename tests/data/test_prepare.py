@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from recbole_meta.compat import contained, recbole_config, recbole_model
-from recbole_meta.data import prepare as module
+from recbole_meta.data import folders
 from recbole_meta.data.folders import sha256
 from recbole_meta.data.prepare import content_key, prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
@@ -85,7 +85,7 @@ def test_no_work_is_done_twice(sample_path, tmp_path, monkeypatch) -> None:
     protocol = read_protocol("user_cold_5")
     folder = prepare("tiny", protocol, "user_cold_5", sample_path, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(module, "_write_whole", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(folders, "_write_whole", lambda *_: pytest.fail("made again"))
     assert prepare("tiny", protocol, "user_cold_5", sample_path, tmp_path) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
@@ -137,14 +137,14 @@ def test_the_order_of_the_lines_changes_no_file(sample_path, tmp_path, protocol:
 RACER = """
 import sys, time
 from pathlib import Path
-from recbole_meta.data import prepare as module
+from recbole_meta.data import folders, prepare as module
 data, root = map(Path, sys.argv[1:])
-write_whole = module._write_whole
+write_whole = folders._write_whole
 def slowly(*args):
     print("wrote")
     time.sleep(0.3)
     write_whole(*args)
-module._write_whole = slowly
+folders._write_whole = slowly
 protocol = module.read_protocol("user_cold_5")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -180,14 +180,14 @@ def test_two_processes_at_once_make_one_folder(sample_path, tmp_path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from recbole_meta.data import atomic, prepare as module
+from recbole_meta.data import atomic, folders, prepare as module
 data, root = map(Path, sys.argv[1:])
 write_file = atomic.write_file
 def killed(path, text):
     write_file(path, text[:100])
     if path.suffix == ".item":
         os.kill(os.getpid(), signal.SIGKILL)
-atomic.write_file = module.write_file = killed
+atomic.write_file = folders.write_file = killed
 module.prepare("tiny", module.read_protocol("user_cold_5"), "user_cold_5", data, root)
 """
 
