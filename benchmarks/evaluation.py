@@ -78,7 +78,7 @@ def ours(prepared, repeats: int) -> dict[str, float]:
     tokens = stage.dataset.field2token_id
     users, items = tokens[stage.dataset.uid_field], tokens[stage.dataset.iid_field]
     trainer.model.observe(read_support(prepared, "test", SHOTS, users, items))
-    judge = Judge(prepared, "test", SHOTS, stage.dataset, "PriorRidge")
+    judge = Judge(prepared, "test", stage.dataset, "PriorRidge")
     seconds = best_of(repeats, lambda: judge_model(trainer, judge, stage.data["test"]))
     ids = torch.tensor([users[user] for user in prepared.tasks("test")])
     w = trainer.model.adapt_tasks(ids)["w"]

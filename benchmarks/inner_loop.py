@@ -263,7 +263,7 @@ def full_ranking(data_path: str, prepared_path: str, device: str) -> dict[str, f
     users, items = tokens[stage.dataset.uid_field], tokens[stage.dataset.iid_field]
     model.observe(read_support(prepared, "test", 10, users, items))
     trainer = Trainer(stage.config, model)
-    judge = Judge(prepared, "test", 10, stage.dataset, "MAML")
+    judge = Judge(prepared, "test", stage.dataset, "MAML")
     seconds = seconds_of(lambda: judge_model(trainer, judge, stage.data["test"]), 1)
     return {
         "full_ranking_users": len(prepared.tasks("test")),

@@ -38,13 +38,14 @@ class Stage:
     dataset: Any
     train: Any
     data: dict[str, Any]  # phase -> loader of its tasks
-    judges: dict[tuple[str, str], Judge] = field(default_factory=dict)  # made once, used each epoch
+    judges: dict[str, Judge] = field(default_factory=dict)  # of a phase, made once for all epochs
 
     def judge(self, phase: str, model: str) -> Judge:
-        """Of the tasks of a phase; ``model`` is named in its errors."""
-        if (phase, model) not in self.judges:
-            self.judges[phase, model] = Judge(self.prepared, phase, self.dataset, model)
-        judge = self.judges[phase, model]
+        """Of the tasks of a phase, as new; ``model`` is named in its errors."""
+        if phase not in self.judges:
+            self.judges[phase] = Judge(self.prepared, phase, self.dataset, model)
+        judge = self.judges[phase]
+        judge.model = model
         judge.reset()
         return judge
 

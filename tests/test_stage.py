@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+import torch
+from recbole.data.interaction import Interaction
 
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
@@ -67,3 +69,26 @@ def test_our_own_errors_stay_as_they_are(make_world):
         SettingError, match=r"^UserItemBias cannot be judged on feedback 'implicit'"
     ):
         loaded(prepared, "UserItemBias")
+
+
+def test_a_judge_is_made_once_for_a_phase_and_handed_out_as_new(make_world):
+    """Nothing of an evaluation that was broken off, or of another model, is left."""
+    prepared = make_world(world(), "user_cold_5", **SHORT)
+    stage = loaded(prepared)
+    judge = stage.judge("test", "Pop")
+    users = torch.tensor(
+        [stage.dataset.field2token_id["user_id"][u] for u in prepared.tasks("test")]
+    )
+    scores, batch = torch.rand(len(users), 11), Interaction({"user_id": users})
+    judge.eval_batch_collect(scores.clone(), batch, None, None)
+    whole = judge.get_data_struct()
+    judge.eval_batch_collect(scores[:2].flip(1), batch[:2], None, None)  # and no more
+    again = stage.judge("test", "Random")
+    assert again is judge
+    with pytest.raises(DataError, match=r"^Random was not evaluated yet"):
+        again.last()
+    with pytest.raises(DataError, match=r"^Random was not asked about task"):
+        again.get_data_struct()
+    again.eval_batch_collect(scores.clone(), batch, None, None)
+    assert again.get_data_struct().means() == whole.means()
+    assert stage.judge("test", "Pop") is not loaded(prepared).judge("test", "Pop")

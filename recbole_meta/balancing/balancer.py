@@ -10,7 +10,8 @@ Scale = Callable[[Tensor], Tensor]
 
 
 class Balancer:
-    """What the trainer does with the losses of a batch; a subclass defines ``backward``."""
+    """What the trainer does with the losses of a batch; a subclass defines ``backward``
+    and its state."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -66,7 +66,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """What a table that runs in one process, or in few, takes."""
+    """Where a table is computed, what it says of that, and its data."""
     add_device(parser)
     parser.add_argument("--verbose", "-v", action="count", default=0, help="say what is done")
     add_data(parser)

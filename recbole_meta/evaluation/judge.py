@@ -83,7 +83,8 @@ class Judge:
         }
 
     def reset(self) -> None:
-        """Forget what was collected and not evaluated."""
+        """Forget what was collected."""
+        self.judged = None
         self._rows: list[tuple[npt.NDArray[Any], ...]] = []
         for ranking in self.rankings.values():
             ranking.reset()

@@ -57,7 +57,7 @@ class SubsetRidge(MetaRecommender):
     Where users U are fewer than items the solve is of their size: with
     :math:`\sum_u E[s s'] + \lambda k^2 I = D + X' W X`, W and D diagonal,
     :math:`(D + X'WX)^{-1} = D^{-1} - D^{-1} X' M X D^{-1}, \; M = (W^{-1} + X D^{-1} X')^{-1}`, and
-    since :math:`M X D^{-1} X' = I - M W^{-1}` one inverse is all that is dense.
+    since :math:`M X D^{-1} X' = I - M W^{-1}` one inverse is the only solve.
     What is kept is B in U directions of the items, X = P S V', so that no user's rows are.
     """
 
@@ -162,8 +162,7 @@ def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
     spread = (scaled @ x.T).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
     np.einsum("uu->u", spread)[:] += 1 / pair
     inner = inverse_of(spread)  # M
-    if inner is None:
-        raise DataError(f"SubsetRidge: reg_weight {reg / k**2} is too small for these users.")
+    assert inner is not None, "W^-1 is above 1 on the diagonal"
     told = sparse.diags(asked / pair) @ x + scaled @ sparse.diags(own / scale)
     found[there] = (told.T @ inner).T
     share -= scaled.T @ (inner @ (scaled @ met))
