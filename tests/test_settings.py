@@ -118,6 +118,16 @@ def test_yaml_is_text_without_code(tmp_path) -> None:
         load_yaml(path)
 
 
+def test_what_a_reader_does_to_a_page_stays_with_it(tmp_path) -> None:
+    """Pages are parsed once; a changed file is another page."""
+    path = tmp_path / "page.yaml"
+    path.write_text("a: {b: [1]}", "utf-8")
+    load_yaml(path)["a"]["b"].append(2)
+    assert load_yaml(path) == {"a": {"b": [1]}}
+    path.write_text("a: 3", "utf-8")
+    assert load_yaml(path) == {"a": 3}
+
+
 def test_an_empty_yaml_is_empty(tmp_path) -> None:
     path = tmp_path / "a.yaml"
     for text in ("", "# only a comment\n", "~\n"):
