@@ -280,7 +280,8 @@ class Newcomer:
         ids = served.ids(items, unknown)
         with torch.no_grad():
             support = Examples(*(part[0] for part in _support([self.said])))
-            known = served.model.posterior(support)
+            task = served.model.encode_newcomer(self.features)
+            known = served.model.posterior(support._replace(task=task))
             found = served.model.variance(known, torch.tensor(ids, dtype=torch.int64)).sqrt()
         return dict(zip((served.items[i] for i in ids), found.tolist()))
 

@@ -33,7 +33,7 @@ CASES = {
         "RESUSRR": SMALL, "LWA": SMALL | {"support_negatives": 2}, "NLBA": SMALL, "TaNP": SMALL,
         "RESUSNN": SMALL, "MetaCF": {"epochs": 1, "embedding_size": 4, "embedding_std": 1.0},
         "MAMO": SMALL | {"inner_steps": 2}, "CNP": SMALL | {"support_negatives": 2},
-        "MetaRidge": {"epochs": 2, "embedding_size": 4}, "InContext": CONTEXT,
+        "MetaRidge": {"epochs": 2, "embedding_size": 4, "user_fields": True}, "InContext": CONTEXT,
         "KernelRidge": {"embedding_size": 4}, "SubsetRidge": {},
         "Blend": {"epochs": 2, "members": {"MetaRidge": {"embedding_size": 4},
                                            "InContext": CONTEXT, "KernelRidge": {}}},

@@ -199,6 +199,24 @@ def test_how_uncertain_a_score_is_falls_with_what_is_said(served) -> None:
         served("CNP").adapt().deviation(tokens)
 
 
+def test_features_move_the_scores_and_not_how_certain_they_are(sample_path, tmp_path) -> None:
+    made = run(
+        "MetaRidge", "tiny", "user_cold_5", settings=RANKERS["MetaRidge"] | {"user_fields": True},
+        data_path=sample_path, prepared_path=tmp_path / "prepared", results=tmp_path, save=True,
+    )  # fmt: skip
+    model = load(made["saved"])
+    tokens = [model.items[i] for i in torch.nonzero(model.candidate).flatten().tolist()]
+    nobody, somebody = model.adapt(), model.adapt(features={"gender": "F"})
+    assert nobody.score(tokens) != somebody.score(tokens)
+    assert nobody.deviation(tokens) == somebody.deviation(tokens)
+    later = somebody.update(likes=tokens[:2])
+    both = model.adapt(likes=tokens[:2], features={"gender": "F"})
+    assert later.score(tokens) == both.score(tokens)
+    assert sum(later.deviation(tokens).values()) < sum(somebody.deviation(tokens).values())
+    with pytest.raises(DataError, match="Did you mean 'gender'"):
+        model.adapt(features={"gendr": "F"})
+
+
 def test_many_of_any_iterable(served) -> None:
     one = served("PriorRidge")
     said = [{"likes": one.items[n : n + 2]} for n in (1, 3)]

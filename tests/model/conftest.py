@@ -10,7 +10,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_meta.choice import ModelChoice, choose_model
-from recbole_meta.data.prepared import Prepared
+from recbole_meta.data.prepare import prepare, read_protocol
+from recbole_meta.data.prepared import Prepared, open_prepared
 from recbole_meta.episode import Examples
 from recbole_meta.fitting import fit_learner
 from recbole_meta.settings import load_properties
@@ -112,3 +113,11 @@ def worlds(make_world) -> dict[str, Prepared]:
         "rating": make_world(rows, "user_cold_5_rating"),
         "label": make_world(rows, "user_cold_5_label"),
     }
+
+
+@pytest.fixture(scope="session")
+def tiny(sample_path, tmp_path_factory):
+    """The sample data set, which has ratings and user features."""
+    target = tmp_path_factory.mktemp("tiny")
+    protocol = read_protocol("user_cold_curve", reserve=4, horizon=3, shots=(0, 1, 3), eligible=8)
+    return open_prepared(prepare("tiny", protocol, "user_cold_curve", sample_path, target))

@@ -23,14 +23,6 @@ from recbole_meta.saved_model import load
 ALL = {"posterior": [1.0], "support": [0.5], "ratings": [0.3], "fields": [0.7]}
 
 
-@pytest.fixture(scope="module")
-def tiny(sample_path, tmp_path_factory):
-    """The sample data set, which has ratings and user features."""
-    target = tmp_path_factory.mktemp("tiny")
-    protocol = read_protocol("user_cold_curve", reserve=4, horizon=3, shots=(0, 1, 3), eligible=8)
-    return open_prepared(prepare("tiny", protocol, "user_cold_curve", sample_path, target))
-
-
 def rated(rows, source: Path):
     """Rows with what was given in them, as the source has it."""
     lines = (source / "tiny" / "tiny.inter").read_text("utf-8").splitlines()[1:]

@@ -6,8 +6,9 @@ import torch
 
 from recbole_meta.choice import choose_model
 from recbole_meta.data.episodes import EpisodeDataLoader
+from recbole_meta.data.warm import warm_users
 from recbole_meta.episode import Examples
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.quick_start import run
 from recbole_meta.stage import load_stage
 
@@ -131,6 +132,51 @@ def test_loss_and_gradient_are_those_of_a_plain_loop(worlds, double, anchor: flo
     plain = torch.autograd.grad(expected, list(parameters.values()))
     for name, ours, theirs in zip(parameters, gradient, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7, msg=name)
+
+
+def test_features_move_the_mean_of_the_prior(tiny, double) -> None:
+    """From where a ridge of warm users' weights on their features is, by normal equations."""
+    settings = SMALL | {"epochs": 0, "user_fields": True, "field_reg": 7.0, "noise": 0.2}
+    choice = choose_model("MetaRidge")
+    stage = load_stage(choice, tiny, "test", tiny.shots[0], 7, settings)
+    model, warm = choice.cls(stage.config, stage.dataset), warm_users(stage.dataset)
+    model.prepare(EpisodeDataLoader(stage.dataset, 10**4, 7))
+    f = model.encode_tasks(torch.from_numpy(warm.ids)).numpy()
+    assert f.shape[1] > 3 and np.abs(f).max() > 0
+    v = model.item_vector.detach().numpy()
+    x = warm.matrix.toarray() - warm.pop
+    w = np.stack([np.linalg.solve(v.T @ v + 0.2 * np.eye(3), v.T @ row) for row in x])
+    start = np.linalg.solve(f.T @ f + 7 * np.eye(f.shape[1]), f.T @ w)
+    np.testing.assert_allclose(model.field_map.detach(), start, atol=1e-8)
+    rng = np.random.default_rng(5)
+    task = torch.from_numpy(rng.normal(size=f.shape[1]))
+    x = torch.tensor([2, 4, 0])
+    mask = torch.tensor([1.0, 1, 0])
+    items, support = x[:2], Examples(x, mask, mask, task)
+    with torch.no_grad():
+        model.field_map += 0.3 * torch.from_numpy(rng.normal(size=start.shape))
+        model.prior_mean += 0.1
+        found = model.adapt(support)["w"]
+        torch.testing.assert_close(model.posterior(support).mean, found)
+        mean = (model.prior_mean + task @ model.field_map).numpy()
+        r, q = model.read_vector[items].numpy(), model.read_mean[items].numpy()
+        wanted = np.linalg.solve(np.eye(3) + r.T @ r / 0.2, mean + r.T @ (1 - q) / 0.2)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)  # 0.2 is kept as a single
+        nobody = Examples(x, 0 * mask, 0 * mask, task)
+        np.testing.assert_allclose(model.adapt(nobody)["w"], mean, atol=1e-12)
+
+
+def test_features_are_learned_and_said(tiny, worlds, fit) -> None:
+    fitted = fit(tiny, "MetaRidge", epochs=2, user_fields=True, learn="head")
+    start = fit(tiny, "MetaRidge", epochs=0, user_fields=True)
+    assert not torch.equal(fitted.model.field_map, start.model.field_map)
+    kind = type(fitted.model)
+    assert kind.reads_with(fitted.model.settings, "implicit") == "ids +user fields"
+    without = fit(tiny, "MetaRidge", epochs=0).model
+    assert kind.reads_with(without.settings, "implicit") == "ids"
+    assert not hasattr(without, "field_map")
+    with pytest.raises(DataError, match="'user_fields' reads features, but the data set has no f"):
+        fit(worlds["implicit"], "MetaRidge", user_fields=True)
 
 
 def test_a_head_leaves_the_items_where_they_are(worlds, fit) -> None:

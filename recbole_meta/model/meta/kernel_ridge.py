@@ -7,7 +7,6 @@ Reference:
     What may be missing is filled by prediction: Dempster, Laird and Rubin. JRSS B 1977.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Literal, NamedTuple
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 
 from recbole_meta.data.episodes import Histories
-from recbole_meta.data.facts import Read, read_facts
-from recbole_meta.data.features import Field, indicators
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.warm import WarmUsers, warm_ratings, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, SettingError
-from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
+from recbole_meta.model.meta_recommender import MetaSettings, State, joined
+from recbole_meta.model.user_fields_recommender import UserFieldsRecommender
 from recbole_meta.settings import Count, Least, Positive, Share, Size, Weight
 
 Weights = Annotated[tuple[Weight, ...], Least(1)]
@@ -103,7 +101,7 @@ class _Asked(NamedTuple):
     met: Tensor  # [I] whether any warm user has the item
 
 
-class KernelRidge(MetaRecommender):
+class KernelRidge(UserFieldsRecommender):
     r"""A ridge across warm users' episodes with a sum of kernels, one per k, in closed form.
 
     .. math::
@@ -138,33 +136,13 @@ class KernelRidge(MetaRecommender):
         if not any(any(getattr(s, name)) for name in KERNELS):
             raise SettingError(f"KernelRidge: all weights of {', '.join(KERNELS)} are 0.")
         self.reads_ratings = any(s.ratings)
-        self.facts = read_facts(dataset, Read(user_fields=True)) if any(s.fields) else None
-        if self.facts is not None and not self.facts.user_fields:
-            raise DataError(
-                "KernelRidge: 'fields' is above 0, but the data set has no feature of users. Set "
-                "it to [0.0], or name some in 'user_features' of the data set's page."
-            )
-        for place, field in enumerate(self.task_fields):
-            self.register_buffer(f"values_{place}", field.values, persistent=False)
+        if any(s.fields):
+            self.read_users(dataset, "a weight in 'fields' above 0.0")
 
     @classmethod
     def reads_with(cls, settings: KernelRidgeSettings, feedback: str, side: str = "user") -> str:
         parts = ["ids", *(["+ratings"] if any(settings.ratings) else [])]
         return " ".join(parts + (["+user fields"] if any(settings.fields) else []))
-
-    @property
-    def task_fields(self) -> list[Field]:
-        return [] if self.facts is None else self.facts.user_fields
-
-    def encode_tasks(self, tasks: Tensor) -> Tensor:
-        if not self.task_fields:
-            return tasks
-        places = range(len(self.task_fields))
-        return self.encode_values([self.get_buffer(f"values_{n}")[tasks] for n in places])
-
-    def encode_values(self, values: Sequence[Tensor]) -> Tensor:
-        found, known = indicators(self.task_fields, values)
-        return (found - self.field_mean) * known  # [.., D_t], 0 where nothing is said
 
     def prepare(self, train_data) -> None:
         dataset, s = train_data._dataset, self.settings
@@ -177,9 +155,7 @@ class KernelRidge(MetaRecommender):
         ratings = warm_ratings(dataset) if self.reads_ratings else warm.target
         self.keep("rating_mean", ratings.mean())
         if self.facts is not None:
-            values = [field.values[torch.from_numpy(warm.ids)] for field in self.task_fields]
-            found, known = indicators(self.task_fields, values)
-            self.keep("field_mean", (found * known).sum(0) / known.sum(0).clamp(min=1))
+            self.fit_users(warm)
         users = np.flatnonzero(warm.length > warm.query_start)
         if not len(users):
             raise DataError(f"KernelRidge: no warm user has {warm.query_start + 1} rows.")

@@ -9,15 +9,17 @@ Reference:
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_meta.data.negatives import among_all
-from recbole_meta.data.warm import warm_users
+from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.inner_loop import softmax
-from recbole_meta.model.meta_recommender import MetaRecommender, State, TrainedSettings
+from recbole_meta.model.meta_recommender import State, TrainedSettings
+from recbole_meta.model.user_fields_recommender import UserFieldsRecommender
 from recbole_meta.posterior import Posterior, observe, update, variance
 from recbole_meta.settings import Positive, Size, Weight
 
@@ -30,23 +32,29 @@ class MetaRidgeSettings(TrainedSettings):
     noise: Positive  # where s2 starts, the variance of an entry around the user's mean
     temperature: Positive  # where t starts, of the softmax over all candidates
     anchor: Weight  # g, on how far the items are from their start
+    user_fields: bool  # whether the prior's mean reads the data set's user features
+    field_reg: Positive  # lambda of the ridge where it starts, in users
 
 
-class MetaRidge(MetaRecommender):
+class MetaRidge(UserFieldsRecommender):
     r"""A newcomer is a Gaussian posterior over weights of items that were learned for it.
 
     .. math::
-        w = \mu + D R_s' (R_s D R_s' + s^2 I)^{-1} (1 - q_s - R_s \mu), \qquad
-        score_i = b_i + V_i w
+        w = \mu_u + D R_s' (R_s D R_s' + s^2 I)^{-1} (1 - q_s - R_s \mu_u), \qquad
+        \mu_u = \mu + M' f_u, \qquad score_i = b_i + V_i w
 
     .. math::
         L = - mean_{i \in query} \log softmax(score / t)_i
             + g \sum_{\theta \in R, V, q, b} \|\theta - \theta_0\|^2 / \|\theta_0\|^2
 
     A support s is read by the vectors R and the means q [I], what is scored has vectors V and means
-    b; the prior of a user's weights is N(\mu, D), D diagonal. All start where PriorRidge is
-    (R = V = its vectors, q = p, b = base, \mu = 0, D = I) and are learned through the solve, from
-    episodes that imitate the protocol. Without epochs it is PriorRidge with a base weight of 1.
+    b; the prior of a user's weights is N(\mu_u, D), D diagonal, f what his features say (none: M =
+    0). All start where PriorRidge is (R = V = its vectors, q = p, b = base, \mu = 0, D = I) and are
+    learned through the solve, from episodes that imitate the protocol. Without epochs and features
+    it is PriorRidge with a base weight of 1. M starts at the ridge from F [U, D_f] of warm users to
+    the weights that all they have says:
+
+    .. math:: M_0 = (F'F + \lambda I)^{-1} F' (X - p) V (V'V + s^2 I)^{-1}
 
     A prior covariance A A' that is not diagonal says nothing new where items are learned, since
     R A and V A take its place.
@@ -64,8 +72,15 @@ class MetaRidge(MetaRecommender):
         start = torch.tensor([self.settings.noise, self.settings.temperature])
         self.log_noise, self.log_temperature = map(nn.Parameter, start.log())
         self.register_buffer("pool", torch.zeros(n, dtype=torch.bool))
+        if self.settings.user_fields:
+            size = self.read_users(dataset, "'user_fields'")
+            self.field_map = nn.Parameter(torch.zeros(size, d))
         for items in self._items():
             items.requires_grad_(self.settings.learn == "all")
+
+    @classmethod
+    def reads_with(cls, settings: MetaRidgeSettings, feedback: str, side: str = "user") -> str:
+        return "ids +user fields" if settings.user_fields else "ids"
 
     def _items(self) -> tuple[nn.Parameter, ...]:
         return self.read_vector, self.item_vector, self.read_mean, self.item_mean
@@ -80,20 +95,38 @@ class MetaRidge(MetaRecommender):
             self.read_mean.copy_(torch.from_numpy(warm.pop))
             self.item_mean.copy_(torch.from_numpy(base))
             self.pool.copy_(torch.from_numpy(warm.pop > 0))
+            if self.facts is not None:
+                f = self.fit_users(warm)
+                start = self._field_start(f.cpu().double().numpy(), warm)
+                self.field_map.copy_(torch.from_numpy(start))
         self._start = [items.detach().clone() for items in self._items()]
 
+    def _field_start(self, f: np.ndarray, warm: WarmUsers) -> np.ndarray:
+        """M_0 [D_f, d]."""
+        s, v = self.settings, self.item_vector.cpu().double().numpy()
+        said = warm.matrix @ v - warm.pop @ v  # [U, d]
+        weights = np.linalg.solve(v.T @ v + s.noise * np.eye(v.shape[1]), said.T).T
+        return np.linalg.solve(f.T @ f + s.field_reg * np.eye(f.shape[1]), f.T @ weights)
+
+    def expected(self, support: Examples) -> Tensor:
+        """The mean of the prior of a user, [d]."""
+        if self.facts is None:
+            return self.prior_mean
+        return self.prior_mean + support.task @ self.field_map
+
     def adapt(self, support: Examples) -> State:
+        mean = self.expected(support)
         r = self.read_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
-        residual = (1 - self.read_mean[support.x]) * support.mask - r @ self.prior_mean  # [S]
+        residual = (1 - self.read_mean[support.x]) * support.mask - r @ mean  # [S]
         spread = r * self.log_prior.exp()
         noise = self.log_noise.exp() * torch.eye(r.shape[0], dtype=r.dtype, device=r.device)
         factors = torch.linalg.lu_factor(spread @ r.T + noise)  # `solve` in two: can be exported
         solved = torch.linalg.lu_solve(*factors, residual.unsqueeze(-1)).squeeze(-1)
-        return {"w": self.prior_mean + spread.T @ solved}  # [d]
+        return {"w": mean + spread.T @ solved}  # [d]
 
     def posterior(self, support: Examples) -> Posterior:
         """The whole posterior of a user's weights, whose mean is what ``adapt`` says."""
-        prior = Posterior(self.prior_mean, torch.diag(self.log_prior.exp()))
+        prior = Posterior(self.expected(support), torch.diag(self.log_prior.exp()))
         r = self.read_vector[support.x] * support.mask.unsqueeze(-1)  # [S, d]
         values = (1 - self.read_mean[support.x]) * support.mask
         return observe(prior, r, values, self.log_noise.exp())
