@@ -68,9 +68,10 @@ def world(request, worlds, make_world):
     )
 
 
+@pytest.mark.parametrize("base", [1.0, 0.3])
 @pytest.mark.parametrize("items", [[], [3], [12, 5, 9], [7, 20]])
-def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items) -> None:
-    fitted = fit(world, "SubsetRidge", reg_weight=0.3)
+def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items, base) -> None:
+    fitted = fit(world, "SubsetRidge", reg_weight=0.3, base_weight=base)
     model, warm = fitted.model, warm_users(fitted.stage.dataset)
     mask = torch.tensor([[1.0] * len(items) + [0.0] * (4 - len(items))], dtype=torch.float64)
     x = torch.tensor([items + [0] * (4 - len(items))])
@@ -81,7 +82,19 @@ def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items) 
     k = min((k for k in model.shots.tolist()), key=lambda k: (abs(k - len(items)), k))
     one = over_items(warm.matrix, k, 0.3 * k**2)
     b = one.map - np.outer(one.share, one.mean)
-    np.testing.assert_allclose(found, one.mean + b[items].sum(axis=0), atol=1e-9)
+    np.testing.assert_allclose(found, base * one.mean + b[items].sum(axis=0), atol=1e-9)
+
+
+def test_single_precision_says_the_same(world, fit, float64, monkeypatch) -> None:
+    """Where users are many, but fewer than items, matrices of their size are single."""
+    x, mask = torch.tensor([[12, 5, 9]]), torch.ones(1, 3, dtype=torch.float64)
+    asked = Examples(x, mask, mask, torch.tensor([1]))
+    double = fit(world, "SubsetRidge").scores(asked)
+    monkeypatch.setattr("recbole_meta.model.meta.subset_ridge._DOUBLE", 0)
+    single = fit(world, "SubsetRidge").scores(asked)
+    torch.testing.assert_close(single, double, rtol=0, atol=1e-5)
+    warm = warm_users(fit(world, "SubsetRidge").stage.dataset)
+    assert torch.equal(single, double) == (warm.n_users >= warm.n_items)
 
 
 def test_no_row_of_a_warm_user_is_kept(world, fit, float64) -> None:

@@ -21,12 +21,15 @@ from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError
 from recbole_meta.model.inverse import inverse_of
 from recbole_meta.model.meta_recommender import MetaRecommender, MetaSettings, State, joined
-from recbole_meta.settings import Positive
+from recbole_meta.settings import Positive, Weight
+
+_DOUBLE = 4096  # users up to whom matrices of their size are in double precision
 
 
 @dataclass(frozen=True)
 class SubsetRidgeSettings(MetaSettings):
     reg_weight: Positive  # lambda, in users; times k^2
+    base_weight: Weight  # b, of m beside what the support says; 1: what squared error asks for
 
 
 class SubsetRidge(MetaRecommender):
@@ -44,7 +47,7 @@ class SubsetRidge(MetaRecommender):
 
     .. math::
         B = \Big(\sum_u E[s s'] + \lambda k^2 I\Big)^{-1} \sum_u E[s \, (y - m)'], \qquad
-        score = m + B' s, \qquad m = mean_u \, E[y]
+        score = b \, m + B' s, \qquad m = mean_u \, E[y]
 
     The entries :math:`E[s s']` off the diagonal fall with k as k^2, so few rows make it a table of
     who has i has j, k = 1, and many make it EASE's regression, in which rows that say the same are
@@ -69,11 +72,15 @@ class SubsetRidge(MetaRecommender):
         shots = [k for k in open_prepared(dataset.config["prepared"]).shots if k] or [1]
         if warm.length.max(initial=0) <= max(shots):
             raise DataError(f"SubsetRidge: no warm user has {max(shots) + 1} rows.")
-        few = warm.n_users < warm.n_items
-        fit = over_users if few else over_items
-        found = [fit(warm.matrix, k, self.settings.reg_weight * k**2) for k in shots]
-        directions, turn = _directions(warm.matrix) if few else (np.empty((warm.n_items, 0)), None)
-        maps = [each.map if turn is None else turn @ each.map for each in found]
+        x, few = warm.matrix, warm.n_users < warm.n_items
+        kind = np.float32 if warm.n_users > _DOUBLE else np.float64
+        directions, turn = _directions(x, kind) if few else (np.empty((warm.n_items, 0)), None)
+        found, maps = [], []
+        for k in shots:
+            reg = self.settings.reg_weight * k**2
+            one = over_items(x, k, reg) if turn is None else over_users(x, k, reg, kind)
+            maps.append(one.map if turn is None else turn @ one.map)
+            found.append(one._replace(map=maps[-1]))  # one of them at a time: they are large
         self.keep("shots", np.array(shots, dtype=np.int64))
         self.keep("directions", directions)  # V [I, R]; none where users are many
         self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
@@ -94,7 +101,7 @@ class SubsetRidge(MetaRecommender):
         else:
             scores = support.mask @ self.map[nearest * self.map.shape[1] + items]
         own = (block @ self.own)[items] * support.mask
-        left = 1 - ((block @ self.share)[items] * support.mask).sum()
+        left = self.settings.base_weight - ((block @ self.share)[items] * support.mask).sum()
         mean = joined((1 - block.sum()).unsqueeze(0), block * left)  # [1 + K]
         there = items.unsqueeze(-1) == torch.arange(len(self.own.T), device=k.device)  # [S, I]
         return {"scores": scores + mean @ self.mean - own @ there.to(own.dtype)}
@@ -149,29 +156,29 @@ def over_items(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
     return SubsetFit(mean, none, solved[:, :-1], none, solved[:, -1])
 
 
-def over_users(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
-    """By a solve of the users' size."""
+def over_users(x: sparse.csr_matrix, k: int, reg: float, kind: type = np.float64) -> SubsetFit:
+    """By a solve of the users' size; matrices of that size, and the map, are of this kind."""
     mean, met, pair, asked = _moments(x, k)
     scale = 1 / (met - x.T @ pair + reg)  # 1 / D
     scaled = x @ sparse.diags(scale)  # X D^-1
     own, share = scale * (x.T @ asked), scale * met
     if k == 1:  # W is 0
-        return SubsetFit(mean, scale, (sparse.diags(asked) @ x).toarray(), own, share)
-    found, there = np.zeros(x.shape), pair > 0
+        return SubsetFit(mean, scale, (sparse.diags(asked) @ x).toarray().astype(kind), own, share)
+    found, there = np.zeros(x.shape, dtype=kind), pair > 0
     x, scaled, pair, asked = x[there], scaled[there], pair[there], asked[there]
-    spread = (scaled @ x.T).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
+    spread = (scaled @ x.T).astype(kind).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
     np.einsum("uu->u", spread)[:] += 1 / pair
     inner = inverse_of(spread)  # M
     assert inner is not None, "W^-1 is above 1 on the diagonal"
     told = sparse.diags(asked / pair) @ x + scaled @ sparse.diags(own / scale)
-    found[there] = (told.T @ inner).T
+    found[there] = (told.astype(kind).T @ inner).T
     share -= scaled.T @ (inner @ (scaled @ met))
     return SubsetFit(mean, scale, found, own, share)
 
 
-def _directions(x: sparse.csr_matrix) -> tuple[Floats, Floats]:
+def _directions(x: sparse.csr_matrix, kind: type) -> tuple[Floats, Floats]:
     """V [I, R] and S P' [R, U] of X = P S V': X' F = V (S P' F) for any F [U, I]."""
-    squares, p = np.linalg.eigh((x @ x.T).toarray())
-    there = squares > 1e-9 * squares.max()
+    squares, p = np.linalg.eigh((x @ x.T).astype(kind).toarray())
+    there = squares > 1e-2 * np.sqrt(np.finfo(kind).eps) * squares.max()
     p, s = p[:, there], np.sqrt(squares[there])
-    return np.asarray(x.T @ (p / s)), (p * s).T
+    return np.asarray(x.T.astype(kind) @ (p / s)), (p * s).T
