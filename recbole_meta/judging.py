@@ -59,6 +59,8 @@ class RowJudge:
                 if k not in best or sign * score > sign * best[k][0]:
                     best[k] = (score, trial, judged, fit)
         runs, fitted = {}, {}  # for test: several k may have chosen one trial
+        if self._stage(choice, prepared, "test", trials[-1]) is stage:  # one training file for both
+            fitted[json.dumps(trials[-1])] = trainer  # no more than one: they may be large
         for k, (_, trial, valid, fit) in best.items():
             last = self._stage(choice, prepared, "test", trial)
             key = json.dumps(trial)

@@ -431,6 +431,25 @@ def test_rows_do_not_see_each_others_settings(tmp_path, go, monkeypatch):
     }
 
 
+def test_valid_and_test_of_one_training_file_share_a_fit(tmp_path, go, monkeypatch):
+    """Of the last trial alone; where test trains on more than valid did, there are two."""
+    plain, fits = judging.fit_learner, []
+
+    def fit(choice, stage, *, config):
+        fits.append((stage.prepared.description["protocol"], config["noise"]))
+        return plain(choice, stage, config=config)
+
+    monkeypatch.setattr(judging, "fit_learner", fit)
+    rows = [{"name": "A", "model": "PriorRidge", "grid": {"noise": [0.1]}}]
+    entries = [
+        PAGE["settings"][0] | {"splits": [0]},
+        {"name": "global", "protocol": "user_cold_global", "changed": CURVE, "splits": [9]},
+    ]
+    page = changed(rows=rows, settings=entries, trained=PAGE["trained"] | {"rows": []})
+    go(write(tmp_path, page), tmp_path)
+    assert sorted(fits) == [("user_cold_curve", 0.1)] + 2 * [("user_cold_global", 0.1)]
+
+
 def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog):
     page = changed(trained=PAGE["trained"] | {"rows": []})
     go(write(tmp_path, page), tmp_path / "runs")
