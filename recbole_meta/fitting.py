@@ -262,9 +262,13 @@ def _identity(
 
 
 def load_learner(choice: ModelChoice, stage: Stage, path: Path) -> Trainer:
-    """The learner of a checkpoint, trained on the stage's folder with the stage's settings."""
+    """The learner of a checkpoint, trained on the stage's folder with the stage's settings; what
+    it does not say was no setting then, and is what the model's page says.
+    """
     found = read_checkpoint(path)
     wanted = _identity(choice, stage, stage.config, None)
+    page = {key: value for key, value in model_page(choice).items() if key in wanted["settings"]}
+    found["identity"]["settings"] = json.loads(json.dumps(page)) | found["identity"]["settings"]
     for key in ("model", "data", "phases", "seed", "settings"):
         if found["identity"][key] != wanted[key]:
             raise DataError(

@@ -59,8 +59,9 @@ class RowJudge:
                 if k not in best or sign * score > sign * best[k][0]:
                     best[k] = (score, trial, judged, fit)
         runs, fitted = {}, {}  # for test: several k may have chosen one trial
-        if self._stage(choice, prepared, "test", trials[-1]) is stage:  # one training file for both
-            fitted[json.dumps(trials[-1])] = trainer  # no more than one: they may be large
+        chosen = [trial for _, trial, *_ in best.values()]
+        if trials[-1] in chosen and self._stage(choice, prepared, "test", trials[-1]) is stage:
+            fitted[json.dumps(trials[-1])] = trainer  # valid's training file is test's
         for k, (_, trial, valid, fit) in best.items():
             last = self._stage(choice, prepared, "test", trial)
             key = json.dumps(trial)
@@ -75,8 +76,8 @@ class RowJudge:
             outcome = Outcome(k, valid, test, seconds, used)
             seed = self.site.benchmark.seed
             runs[str(k)] = self._write(row, choice, judging, split, prepared, seed, outcome)
-        chosen = {str(k): entry[1] for k, entry in best.items()}
-        return {"row": row.name, "runs": runs, "chosen": chosen, "trials": trials, "scores": scores}
+        named = {str(k): entry[1] for k, entry in best.items()}
+        return {"row": row.name, "runs": runs, "chosen": named, "trials": trials, "scores": scores}
 
     def trained(
         self, judging: Judging, split: int, row: Row, k: int | None, seed: int

@@ -16,6 +16,7 @@ from recbole_meta.errors import DataError, RecboleMetaError, nearest
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender
 from recbole_meta.serving import DAMAGED, Served, reason
+from recbole_meta.settings import load_properties
 
 FORMAT = 3
 
@@ -62,7 +63,8 @@ def _build(content: Mapping[str, Any]) -> MetaRecommender:
         grades = (state.get(name, torch.zeros(0)) for name in ("grades", "grade_share"))
         facts = Facts(side, content["feedback"], 0.0, pool, fields["item"], fields["user"], *grades)
     user, item = content["user_field"], content["item_field"]
-    config = content["settings"] | {
+    page = load_properties("model", content["model"])  # of what was no setting then
+    config = page | content["settings"] | {
         "USER_ID_FIELD": user, "ITEM_ID_FIELD": item,
         "NEG_PREFIX": "neg_", "device": torch.device("cpu"),
     }  # fmt: skip

@@ -440,14 +440,20 @@ def test_valid_and_test_of_one_training_file_share_a_fit(tmp_path, go, monkeypat
         return plain(choice, stage, config=config)
 
     monkeypatch.setattr(judging, "fit_learner", fit)
-    rows = [{"name": "A", "model": "PriorRidge", "grid": {"noise": [0.1]}}]
+    rows = [{"name": "A", "model": "PriorRidge", "grid": {"noise": [30.0, 0.1]}}]
     entries = [
         PAGE["settings"][0] | {"splits": [0]},
         {"name": "global", "protocol": "user_cold_global", "changed": CURVE, "splits": [9]},
     ]
     page = changed(rows=rows, settings=entries, trained=PAGE["trained"] | {"rows": []})
     go(write(tmp_path, page), tmp_path)
-    assert sorted(fits) == [("user_cold_curve", 0.1)] + 2 * [("user_cold_global", 0.1)]
+    units = units_of(tmp_path / "small")
+    for name, split, shared in (("curve", 0, True), ("global", 9, False)):
+        chosen = units[f"{'time' if shared else name}/{split}/A.json"]["chosen"].values()
+        again = {trial["noise"] for trial in chosen} - ({0.1} if shared else set())
+        found = [noise for protocol, noise in fits if protocol == f"user_cold_{name}"]
+        assert 0.1 in [trial["noise"] for trial in chosen]
+        assert sorted(found) == sorted([30.0, 0.1, *again])
 
 
 def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog):

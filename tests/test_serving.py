@@ -217,6 +217,18 @@ def test_features_move_the_scores_and_not_how_certain_they_are(sample_path, tmp_
         model.adapt(features={"gendr": "F"})
 
 
+@pytest.mark.parametrize("missing", ["user_fields", "field_reg"])
+def test_a_file_of_before_a_setting_reads_as_its_page(saved, tmp_path, missing) -> None:
+    source = saved("MetaRidge")["saved"]
+    content = torch.load(source, weights_only=True)
+    del content["settings"][missing]
+    torch.save(content, tmp_path / "old.pt")
+    found, wanted = load(tmp_path / "old.pt"), load(source)
+    assert found.model.settings == wanted.model.settings
+    asked = wanted.items[1:]
+    assert found.adapt(likes=asked[:2]).score(asked) == wanted.adapt(likes=asked[:2]).score(asked)
+
+
 def test_many_of_any_iterable(served) -> None:
     one = served("PriorRidge")
     said = [{"likes": one.items[n : n + 2]} for n in (1, 3)]
@@ -563,8 +575,8 @@ def test_a_damaged_file_is_named(saved, tmp_path, model) -> None:
         ({"model": "Priorridge"}, "Did you mean 'PriorRidge'"),
         ({"items": ["[PAD]"]}, "no catalogue"),
         ({"items": None}, "damaged"),
-        ({"settings": {}}, "damaged"),
-        ({"settings": {"epochs": -1}}, "damaged"),
+        ({"settings": None}, "damaged"),
+        ({"settings": {"epochs": -1}}, "'epochs' must be at least 0"),
         ({"state": {}}, "damaged"),
         ({"side": "planet"}, "a user or an item"),
         ({"model": "CNP", "settings": load_properties("model", "CNP")}, "not say which fields"),

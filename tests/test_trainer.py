@@ -175,6 +175,18 @@ def test_a_checkpoint_of_another_training_is_refused(
         load_learner(choose_model(name), stage, tmp_path / "best.pt")
 
 
+def test_a_checkpoint_of_before_a_setting_is_read_as_the_page_says(train, prepared, tmp_path):
+    trainer, path = train("MAML", tmp_path), tmp_path / "best.pt"
+    content = torch.load(path, weights_only=True)
+    inner_lr = content["identity"]["settings"].pop("inner_lr")
+    torch.save(content, path)
+    stage = load_stage(choose_model("MAML"), prepared, "test", 0, 5, SMALL)
+    assert bits(load_learner(choose_model("MAML"), stage, path)) == bits(trainer)
+    other = load_stage(choose_model("MAML"), prepared, "test", 0, 5, SMALL | {"inner_lr": 7.0})
+    with pytest.raises(DataError, match=f"'inner_lr': {inner_lr}"):
+        load_learner(choose_model("MAML"), other, path)
+
+
 @pytest.mark.parametrize("name", ["MAML", "CNP"])
 def test_a_control_is_judged_in_place_of_the_support(train, prepared, name):
     choice, trainer = choose_model(name), train(name, support_negatives=2)

@@ -19,12 +19,12 @@ class UserFieldsRecommender(MetaRecommender):
 
     facts: Facts | None = None
 
-    def read_users(self, dataset, instead: str) -> int:
-        """Read the fields, D; where there are none, ``instead`` says what to set."""
+    def read_users(self, dataset, setting: str) -> int:
+        """Read the fields, D, as a setting asks; where there are none, it is named."""
         self.facts = read_facts(dataset, Read(user_fields=True))
         if not self.task_fields:
             raise DataError(
-                f"{type(self).__name__}: {instead} reads features, but the data set has no "
+                f"{type(self).__name__}: {setting} reads features, but the data set has no "
                 "feature of users. Name some in 'user_features' of its page, or read none."
             )
         for place, field in enumerate(self.task_fields):

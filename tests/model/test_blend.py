@@ -80,6 +80,7 @@ REFUSED = [
     ({"members": {}}, "no member with a weight above 0"),
     ({"members": {"Pop": {}}, "weights": {"Pop": 0.0}}, "no member with a weight above 0"),
     ({"members": {"Pop": {}}, "weights": {"QueryPop": 1.0}}, "'weights' names 'QueryPop'"),
+    ({"members": {"MetaRidge": {"user_fields": True}}}, "reads ids .user fields: members read ids"),
     ({"members": {"MetaRidge": {"noize": 1.0}}}, "Did you mean 'noise'"),
     ({"members": {"MetaRidge": {"noise": -1.0}}}, "member 'MetaRidge'"),
     ({"members": {"KernelRidge": {"fields": [0.2]}}}, "reads ids \\+user fields: members read ids"),

@@ -10,7 +10,7 @@ from scipy import sparse
 from recbole_meta.data.warm import WarmUsers, warm_users
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError
-from recbole_meta.model.meta.subset_ridge import over_items, over_users
+from recbole_meta.model.meta.subset_ridge import _directions, over_items, over_users
 
 
 def small(n_users: int, n_items: int) -> np.ndarray:
@@ -95,6 +95,16 @@ def test_single_precision_says_the_same(world, fit, float64, monkeypatch) -> Non
     torch.testing.assert_close(single, double, rtol=0, atol=1e-5)
     warm = warm_users(fit(world, "SubsetRidge").stage.dataset)
     assert torch.equal(single, double) == (warm.n_users >= warm.n_items)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_what_few_have_is_kept_beside_what_many_have(kind) -> None:
+    """Their directions' squares are a hundred million apart: below what single precision sees."""
+    x = sparse.csr_matrix(np.diag([1e4, 1.0, 1.0, 0.0]) + np.eye(4, k=1))
+    v, turn = _directions(x, kind)
+    assert v.dtype == kind
+    rows = x.toarray()
+    np.testing.assert_allclose(v @ turn, rows.T, atol=3e-3 if kind is np.float32 else 1e-8)
 
 
 def test_no_row_of_a_warm_user_is_kept(world, fit, float64) -> None:

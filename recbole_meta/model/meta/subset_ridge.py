@@ -51,7 +51,7 @@ class SubsetRidge(MetaRecommender):
 
     The entries :math:`E[s s']` off the diagonal fall with k as k^2, so few rows make it a table of
     who has i has j, k = 1, and many make it EASE's regression, in which rows that say the same are
-    counted once. An infinite :math:`\lambda` leaves the popularity m, as does an empty support (p).
+    counted once. An infinite :math:`\lambda` leaves the popularity b m, an empty support p.
 
     What differs from EASE: a support has k rows, not all; users count alike; no constraint on the
     diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
@@ -163,7 +163,7 @@ def over_users(x: sparse.csr_matrix, k: int, reg: float, kind: type = np.float64
     scaled = x @ sparse.diags(scale)  # X D^-1
     own, share = scale * (x.T @ asked), scale * met
     if k == 1:  # W is 0
-        return SubsetFit(mean, scale, (sparse.diags(asked) @ x).toarray().astype(kind), own, share)
+        return SubsetFit(mean, scale, (sparse.diags(asked) @ x).astype(kind).toarray(), own, share)
     found, there = np.zeros(x.shape, dtype=kind), pair > 0
     x, scaled, pair, asked = x[there], scaled[there], pair[there], asked[there]
     spread = (scaled @ x.T).astype(kind).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
@@ -172,13 +172,18 @@ def over_users(x: sparse.csr_matrix, k: int, reg: float, kind: type = np.float64
     assert inner is not None, "W^-1 is above 1 on the diagonal"
     told = sparse.diags(asked / pair) @ x + scaled @ sparse.diags(own / scale)
     found[there] = (told.astype(kind).T @ inner).T
-    share -= scaled.T @ (inner @ (scaled @ met))
+    share -= scaled.T @ (inner @ (scaled @ met).astype(kind))
     return SubsetFit(mean, scale, found, own, share)
 
 
 def _directions(x: sparse.csr_matrix, kind: type) -> tuple[Floats, Floats]:
-    """V [I, R] and S P' [R, U] of X = P S V': X' F = V (S P' F) for any F [U, I]."""
+    """V [I, R] and S P' [R, U] of X = P S V': X' F = V (S P' F) for any F [U, I].
+
+    In single precision small S are rounding's: all P are kept, and with them the product.
+    """
     squares, p = np.linalg.eigh((x @ x.T).astype(kind).toarray())
-    there = squares > 1e-2 * np.sqrt(np.finfo(kind).eps) * squares.max()
-    p, s = p[:, there], np.sqrt(squares[there])
+    double = kind is np.float64
+    least = (1e-9 if double else 1e-6) * squares.max()
+    there = squares > least if double else slice(None)
+    p, s = p[:, there], np.sqrt(np.maximum(squares[there], least))
     return np.asarray(x.T.astype(kind) @ (p / s)), (p * s).T
