@@ -21,9 +21,10 @@ def small(n_users: int, n_items: int) -> np.ndarray:
     return x
 
 
-def listed(x: np.ndarray, k: int, reg: float) -> tuple[np.ndarray, np.ndarray]:
-    """B and m, from all supports of k rows of who has more; each user counts as one."""
+def listed(x: np.ndarray, k: int, reg: float, power: float) -> tuple[np.ndarray, np.ndarray]:
+    """B and m, from all supports of k rows of who has more; a user with n rows counts n^power."""
     left, right, targets, weight = [], [], [], []
+    mean = np.mean([row.sum() ** power for row in x if row.sum() > k])
     for row in x:
         subsets = list(combinations(np.flatnonzero(row), k)) if row.sum() > k else []
         for subset in subsets:
@@ -31,7 +32,7 @@ def listed(x: np.ndarray, k: int, reg: float) -> tuple[np.ndarray, np.ndarray]:
             s[list(subset)] = 1
             left.append(s)
             targets.append(row - s)
-            weight.append(1 / len(subsets))
+            weight.append(row.sum() ** power / mean / len(subsets))
     s, y, w = np.array(left), np.array(targets), np.array(weight)
     m = w @ y / w.sum()
     right = (s * w[:, None]).T @ (y - m)
@@ -40,11 +41,12 @@ def listed(x: np.ndarray, k: int, reg: float) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(9, 7), (6, 8)])
+@pytest.mark.parametrize("power", [0.0, 1.0, 0.6])
 @pytest.mark.parametrize("fit", [over_items, over_users])
-def test_it_is_the_ridge_over_all_supports(fit, shape, k: int) -> None:
+def test_it_is_the_ridge_over_all_supports(fit, power, shape, k: int) -> None:
     x = small(*shape)
-    expected, m = listed(x, k, 0.7)
-    found = fit(sparse.csr_matrix(x), k, 0.7)
+    expected, m = listed(x, k, 0.7, power)
+    found = fit(sparse.csr_matrix(x), k, 0.7, power)
     b = found.map
     if fit is over_users:
         b = found.scale[:, None] * (x.T @ found.map) - np.diag(found.own)
@@ -68,10 +70,12 @@ def world(request, worlds, make_world):
     )
 
 
-@pytest.mark.parametrize("base", [1.0, 0.3])
+@pytest.mark.parametrize(("base", "power"), [(1.0, 0.0), (0.3, 1.0)])
 @pytest.mark.parametrize("items", [[], [3], [12, 5, 9], [7, 20]])
-def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items, base) -> None:
-    fitted = fit(world, "SubsetRidge", reg_weight=0.3, base_weight=base)
+def test_a_newcomer_gets_the_ridge_of_the_nearest_k(
+    world, fit, float64, items, base, power
+) -> None:
+    fitted = fit(world, "SubsetRidge", reg_weight=0.3, base_weight=base, user_power=power)
     model, warm = fitted.model, warm_users(fitted.stage.dataset)
     mask = torch.tensor([[1.0] * len(items) + [0.0] * (4 - len(items))], dtype=torch.float64)
     x = torch.tensor([items + [0] * (4 - len(items))])
@@ -80,7 +84,7 @@ def test_a_newcomer_gets_the_ridge_of_the_nearest_k(world, fit, float64, items, 
         np.testing.assert_allclose(found, warm.pop, atol=1e-12)
         return
     k = min((k for k in model.shots.tolist()), key=lambda k: (abs(k - len(items)), k))
-    one = over_items(warm.matrix, k, 0.3 * k**2)
+    one = over_items(warm.matrix, k, 0.3 * k**2, power)
     b = one.map - np.outer(one.share, one.mean)
     np.testing.assert_allclose(found, base * one.mean + b[items].sum(axis=0), atol=1e-9)
 

@@ -30,6 +30,7 @@ _DOUBLE = 4096  # users up to whom matrices of their size are in double precisio
 class SubsetRidgeSettings(MetaSettings):
     reg_weight: Positive  # lambda, in users; times k^2
     base_weight: Weight  # b, of m beside what the support says; 1: what squared error asks for
+    user_power: Weight  # a, a user with n rows counts n^a; 0: users count alike
 
 
 class SubsetRidge(MetaRecommender):
@@ -46,14 +47,15 @@ class SubsetRidge(MetaRecommender):
         E[y_j] = x_j \tfrac{n - k}{n} \qquad (i \ne j)
 
     .. math::
-        B = \Big(\sum_u E[s s'] + \lambda k^2 I\Big)^{-1} \sum_u E[s \, (y - m)'], \qquad
-        score = b \, m + B' s, \qquad m = mean_u \, E[y]
+        B = \Big(\sum_u a_u E[s s'] + \lambda k^2 I\Big)^{-1} \sum_u a_u E[s \, (y - m)'], \qquad
+        score = b \, m + B' s, \qquad m = mean_u \, a_u E[y]
 
     The entries :math:`E[s s']` off the diagonal fall with k as k^2, so few rows make it a table of
     who has i has j, k = 1, and many make it EASE's regression, in which rows that say the same are
-    counted once. An infinite :math:`\lambda` leaves the popularity b m, an empty support p.
+    counted once. An infinite :math:`\lambda` leaves the popularity b m, an empty support p. A user
+    counts :math:`a_u = n_u^a`, over its mean: with a = 1 every row says as much, whoever has it.
 
-    What differs from EASE: a support has k rows, not all; users count alike; no constraint on the
+    What differs from EASE: a support has k rows, not all; no constraint on the
     diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
     It takes a user's rows to be in no order.
 
@@ -73,12 +75,14 @@ class SubsetRidge(MetaRecommender):
         if warm.length.max(initial=0) <= max(shots):
             raise DataError(f"SubsetRidge: no warm user has {max(shots) + 1} rows.")
         x, few = warm.matrix, warm.n_users < warm.n_items
+        power = self.settings.user_power
         kind = np.float32 if warm.n_users > _DOUBLE else np.float64
         directions, turn = _directions(x, kind) if few else (np.empty((warm.n_items, 0)), None)
         found, maps = [], []
         for k in shots:
             reg = self.settings.reg_weight * k**2
-            one = over_items(x, k, reg) if turn is None else over_users(x, k, reg, kind)
+            few_rows = x, k, reg, power
+            one = over_items(*few_rows) if turn is None else over_users(*few_rows, kind)
             maps.append(one.map if turn is None else turn @ one.map)
             found.append(one._replace(map=maps[-1]))  # one of them at a time: they are large
         self.keep("shots", np.array(shots, dtype=np.int64))
@@ -131,22 +135,24 @@ class _Moments(NamedTuple):
     asked: Floats  # E[s_i y_j] of a user's items, [U]
 
 
-def _moments(x: sparse.csr_matrix, k: int) -> _Moments:
+def _moments(x: sparse.csr_matrix, k: int, power: float) -> _Moments:
     n = np.asarray(x.sum(axis=1)).ravel()
     asks = n > k
     n = np.where(asks, n, 2.0)
-    pairs = asks * k / (n * np.maximum(n - 1, 1))
+    counts = asks * n**power
+    counts *= asks.sum() / max(1, counts.sum())  # a_u
+    pairs = counts * k / (n * np.maximum(n - 1, 1))
     return _Moments(
-        x.T @ (asks * (n - k) / n) / max(1, asks.sum()),
-        x.T @ (asks * k / n),
+        x.T @ (counts * (n - k) / n) / max(1, asks.sum()),
+        x.T @ (counts * k / n),
         (k - 1) * pairs,
         (n - k) * pairs,
     )
 
 
-def over_items(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
+def over_items(x: sparse.csr_matrix, k: int, reg: float, power: float = 0.0) -> SubsetFit:
     """By a solve of the items' size."""
-    mean, met, pair, asked = _moments(x, k)
+    mean, met, pair, asked = _moments(x, k, power)
     inner = (x.T @ sparse.diags(pair) @ x).toarray()
     np.fill_diagonal(inner, met + reg)
     target = (x.T @ sparse.diags(asked) @ x).toarray()
@@ -156,9 +162,11 @@ def over_items(x: sparse.csr_matrix, k: int, reg: float) -> SubsetFit:
     return SubsetFit(mean, none, solved[:, :-1], none, solved[:, -1])
 
 
-def over_users(x: sparse.csr_matrix, k: int, reg: float, kind: type = np.float64) -> SubsetFit:
+def over_users(
+    x: sparse.csr_matrix, k: int, reg: float, power: float = 0.0, kind: type = np.float64
+) -> SubsetFit:
     """By a solve of the users' size; matrices of that size, and the map, are of this kind."""
-    mean, met, pair, asked = _moments(x, k)
+    mean, met, pair, asked = _moments(x, k, power)
     scale = 1 / (met - x.T @ pair + reg)  # 1 / D
     scaled = x @ sparse.diags(scale)  # X D^-1
     own, share = scale * (x.T @ asked), scale * met
