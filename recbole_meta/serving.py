@@ -272,7 +272,8 @@ class Newcomer:
 
     def deviation(self, items: Iterable[Any], unknown: str = "error") -> dict[str, float]:
         """Item -> how uncertain its score is: its standard deviation under what is known of the
-        newcomer, in units of the score. It falls with what he says, whatever he says.
+        newcomer, in units of the score. It falls with every item he says, whichever it is; his
+        features move scores alone.
         """
         served = self.served
         if not hasattr(served.model, "posterior"):
