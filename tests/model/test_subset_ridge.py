@@ -54,6 +54,15 @@ def test_it_is_the_ridge_over_all_supports(fit, power, shape, k: int) -> None:
     np.testing.assert_allclose(found.mean, m, atol=1e-12)
 
 
+@pytest.mark.parametrize("fit", [over_items, over_users])
+def test_a_large_power_leaves_the_longest_user(fit) -> None:
+    x = np.repeat(np.eye(3), [300, 200, 100], axis=1)
+    x[:2, :2] = 1
+    found = fit(sparse.csr_matrix(x), 2, 0.5, 400.0)
+    assert np.isfinite(found.map).all()
+    np.testing.assert_allclose(found.mean, x[0] * 298 / 300, atol=1e-12)
+
+
 @pytest.fixture(scope="module", params=["few users", "many users"])
 def world(request, worlds, make_world):
     """Users are fewer than items, or more."""
@@ -70,7 +79,7 @@ def world(request, worlds, make_world):
     )
 
 
-@pytest.mark.parametrize(("base", "power"), [(1.0, 0.0), (0.3, 1.0)])
+@pytest.mark.parametrize(("base", "power"), [(1.0, 0.6), (0.3, 0.0), (0.3, 1.0)])
 @pytest.mark.parametrize("items", [[], [3], [12, 5, 9], [7, 20]])
 def test_a_newcomer_gets_the_ridge_of_the_nearest_k(
     world, fit, float64, items, base, power
@@ -93,9 +102,15 @@ def test_single_precision_says_the_same(world, fit, float64, monkeypatch) -> Non
     """Where users are many, but fewer than items, matrices of their size are single."""
     x, mask = torch.tensor([[12, 5, 9]]), torch.ones(1, 3, dtype=torch.float64)
     asked = Examples(x, mask, mask, torch.tensor([1]))
-    double = fit(world, "SubsetRidge").scores(asked)
+    double = fit(world, "SubsetRidge", user_power=0.6).scores(asked)
+    maps, over = [], over_users
     monkeypatch.setattr("recbole_meta.model.meta.subset_ridge._DOUBLE", 0)
-    single = fit(world, "SubsetRidge").scores(asked)
+    monkeypatch.setattr(
+        "recbole_meta.model.meta.subset_ridge.over_users",
+        lambda *asked: maps.append(over(*asked)) or maps[-1],
+    )
+    single = fit(world, "SubsetRidge", user_power=0.6).scores(asked)
+    assert {each.map.dtype for each in maps} <= {np.dtype(np.float32)}
     torch.testing.assert_close(single, double, rtol=0, atol=1e-5)
     warm = warm_users(fit(world, "SubsetRidge").stage.dataset)
     assert torch.equal(single, double) == (warm.n_users >= warm.n_items)

@@ -53,7 +53,8 @@ class SubsetRidge(MetaRecommender):
     The entries :math:`E[s s']` off the diagonal fall with k as k^2, so few rows make it a table of
     who has i has j, k = 1, and many make it EASE's regression, in which rows that say the same are
     counted once. An infinite :math:`\lambda` leaves the popularity b m, an empty support p. A user
-    counts :math:`a_u = n_u^a`, over its mean: with a = 1 every row says as much, whoever has it.
+    counts :math:`a_u = n_u^a`, over the mean of all that have more than k: with a = 1 every row of
+    a support says as much, whoever has it.
 
     What differs from EASE: a support has k rows, not all; no constraint on the
     diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
@@ -139,8 +140,8 @@ def _moments(x: sparse.csr_matrix, k: int, power: float) -> _Moments:
     n = np.asarray(x.sum(axis=1)).ravel()
     asks = n > k
     n = np.where(asks, n, 2.0)
-    counts = asks * n**power
-    counts *= asks.sum() / max(1, counts.sum())  # a_u
+    counts = asks * (n / n[asks].max(initial=1)) ** power
+    counts *= asks.sum() / max(1, counts.sum())  # a_u; the longest user's was 1
     pairs = counts * k / (n * np.maximum(n - 1, 1))
     return _Moments(
         x.T @ (counts * (n - k) / n) / max(1, asks.sum()),
@@ -177,7 +178,7 @@ def over_users(
     spread = (scaled @ x.T).astype(kind).toarray(order="F")  # X D^-1 X', and W^-1 on its diagonal
     np.einsum("uu->u", spread)[:] += 1 / pair
     inner = inverse_of(spread)  # M
-    assert inner is not None, "W^-1 is above 1 on the diagonal"
+    assert inner is not None, "W^-1 is above 0 on the diagonal"
     told = sparse.diags(asked / pair) @ x + scaled @ sparse.diags(own / scale)
     found[there] = (told.astype(kind).T @ inner).T
     share -= scaled.T @ (inner @ (scaled @ met).astype(kind))
