@@ -56,8 +56,8 @@ class SubsetRidge(MetaRecommender):
     counts :math:`a_u = n_u^a`, over the mean of all that have more than k: with a = 1 every row of
     a support says as much, whoever has it.
 
-    What differs from EASE: a support has k rows, not all; no constraint on the
-    diagonal, since what is in the support is not asked for. From dropout: exactly k rows are kept.
+    What differs from EASE: a support has k rows, not all; no constraint on the diagonal, since what
+    is in the support is not asked for. From dropout: exactly k rows are kept.
     It takes a user's rows to be in no order.
 
     Where users U are fewer than items the solve is of their size: with
@@ -82,8 +82,8 @@ class SubsetRidge(MetaRecommender):
         found, maps = [], []
         for k in shots:
             reg = self.settings.reg_weight * k**2
-            few_rows = x, k, reg, power
-            one = over_items(*few_rows) if turn is None else over_users(*few_rows, kind)
+            ridge = x, k, reg, power
+            one = over_items(*ridge) if turn is None else over_users(*ridge, kind)
             maps.append(one.map if turn is None else turn @ one.map)
             found.append(one._replace(map=maps[-1]))  # one of them at a time: they are large
         self.keep("shots", np.array(shots, dtype=np.int64))
