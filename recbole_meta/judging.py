@@ -43,10 +43,10 @@ class RowJudge:
         sign = 1 if metric.bigger else -1
         best: dict[int, tuple[float, Settings, Any, float]] = {}
         scores: list[dict[str, float]] = []
-        trials = row.trials(self.site.benchmark.trials)
+        trials, trainer = row.trials(self.site.benchmark.trials), None
         for trial in trials:
             stage = self._stage(choice, prepared, "valid", trial)
-            start = time.perf_counter()
+            start, trainer = time.perf_counter(), None  # one fit at a time: they may be large
             trainer = fit_learner(
                 choice, stage, config=self._config(choice, prepared, "valid", trial)
             )
@@ -58,24 +58,25 @@ class RowJudge:
                 scores[-1][str(k)] = score
                 if k not in best or sign * score > sign * best[k][0]:
                     best[k] = (score, trial, judged, fit)
-        runs, fitted = {}, {}  # for test: several k may have chosen one trial
-        chosen = [trial for _, trial, *_ in best.values()]
-        if trials[-1] in chosen and self._stage(choice, prepared, "test", trials[-1]) is stage:
-            fitted[json.dumps(trials[-1])] = trainer  # valid's training file is test's
-        for k, (_, trial, valid, fit) in best.items():
+        runs = {}
+        for trial in reversed(trials):  # the last one's fit is test's where the training file is
+            asked = [k for k, entry in best.items() if entry[1] is trial]
+            if not asked:
+                continue
             last = self._stage(choice, prepared, "test", trial)
-            key = json.dumps(trial)
-            if key not in fitted:
-                config = self._config(choice, prepared, "test", trial)
-                fitted[key] = fit_learner(choice, last, config=config)
-            trainer = fitted[key]
-            start = time.perf_counter()
-            test = judge_learner(trainer, choice, last, "test", k)
-            seconds = {"fit": fit, "evaluate": time.perf_counter() - start}
-            used = used_settings(choice, trainer.config, trial)
-            outcome = Outcome(k, valid, test, seconds, used)
-            seed = self.site.benchmark.seed
-            runs[str(k)] = self._write(row, choice, judging, split, prepared, seed, outcome)
+            if trainer is None or trial is not trials[-1] or last is not stage:
+                config, trainer = self._config(choice, prepared, "test", trial), None
+                trainer = fit_learner(choice, last, config=config)
+            for k in asked:
+                _, _, valid, fit = best[k]
+                start = time.perf_counter()
+                test = judge_learner(trainer, choice, last, "test", k)
+                seconds = {"fit": fit, "evaluate": time.perf_counter() - start}
+                used = used_settings(choice, trainer.config, trial)
+                outcome = Outcome(k, valid, test, seconds, used)
+                seed = self.site.benchmark.seed
+                runs[str(k)] = self._write(row, choice, judging, split, prepared, seed, outcome)
+        runs = {str(k): runs[str(k)] for k in best}
         named = {str(k): entry[1] for k, entry in best.items()}
         return {"row": row.name, "runs": runs, "chosen": named, "trials": trials, "scores": scores}
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -454,6 +455,27 @@ def test_valid_and_test_of_one_training_file_share_a_fit(tmp_path, go, monkeypat
         found = [noise for protocol, noise in fits if protocol == f"user_cold_{name}"]
         assert 0.1 in [trial["noise"] for trial in chosen]
         assert sorted(found) == sorted([30.0, 0.1, *again])
+
+
+def test_one_fit_is_held_at_a_time(tmp_path, go, monkeypatch):
+    """They may be large: none of before is alive when the next begins, on valid or for test."""
+    plain, fits = judging.fit_learner, []
+
+    def fit(choice, stage, *, config):
+        assert not [one for one in fits if one() is not None]
+        fitted = plain(choice, stage, config=config)
+        fits.append(weakref.ref(fitted.model))
+        return fitted
+
+    monkeypatch.setattr(judging, "fit_learner", fit)
+    rows = [{"name": "A", "model": "PriorRidge", "grid": {"noise": [0.1, 30.0, 1e4]}}]
+    entries = [PAGE["settings"][0] | {"splits": [0]}]
+    page = changed(rows=rows, settings=entries, trained=PAGE["trained"] | {"rows": []})
+    go(write(tmp_path, page), tmp_path)
+    (unit,) = (unit for name, unit in units_of(tmp_path / "small").items() if "A.json" in name)
+    again = {trial["noise"] for trial in unit["chosen"].values()} - {1e4}
+    assert again and len(fits) == 3 + len(again)
+    assert list(unit["runs"]) == list(unit["chosen"])
 
 
 def test_a_changed_grid_is_searched_again_and_nothing_else(tmp_path, go, caplog):
