@@ -174,6 +174,10 @@ BAD = [
     (one("row", name="EASE"), "'EASE' stands there twice"),
     (one("row", model="PriorRidge", grid={"noize": [1.0]}), "Did you mean 'noise'"),
     (one("row", model="PriorRidge", grid={"noise": [1.0, "big"]}), "'noise' must be of type float"),
+    (
+        one("row", model="Blend", fixed={"epochs": 0}, grid={"members": [{"Popp": {}}]}),
+        "no member can be 'Popp'. Did you mean 'Pop'",
+    ),
     (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),
     (one("row", model="MAML"), "'Pop' trains, so it belongs under 'trained'"),
     (one("row", model="MetaRidge", grid={"epochs": [0, 1]}), "'Pop' trains, so it belongs under"),

@@ -25,6 +25,40 @@ class BlendSettings(TrainedSettings):
     members: dict[str, dict[str, Any]]  # learners, and their settings over their pages
     weights: dict[str, Weight]  # of the members' scores; 1 where one is not named
 
+    def __post_init__(self) -> None:
+        known = [name for name, kind in our_models().items() if _may_join(kind)]
+        for name in (*self.members, *self.weights):
+            if name not in known:
+                raise SettingError(f"Blend: no member can be '{name}'. {nearest(name, known)}")
+        for name in self.weights:
+            if name not in self.members:
+                raise SettingError(
+                    f"Blend: 'weights' names '{name}'. {nearest(name, self.members)}"
+                )
+        if not any(self.weights.get(name, 1.0) for name in self.members):
+            raise SettingError("Blend: it has no member with a weight above 0.")
+        trained = [_read_member(name, given).epochs for name, given in self.members.items()]
+        if self.epochs and not any(trained):
+            raise SettingError("Blend: no member trains, so 'epochs' must be 0.")
+
+
+def _may_join(kind: type) -> bool:
+    return not issubclass(kind, Blend) and "implicit" in kind.feedback
+
+
+def _read_member(name: str, given: dict[str, Any]) -> Any:
+    """The settings of a member, of those that a member may have."""
+    kind, where = our_models()[name], f"Blend, member '{name}'"
+    settings = read_settings(
+        typing.get_type_hints(kind)["settings"], load_properties("model", name) | given, where
+    )
+    reads = kind.reads_with(settings, "implicit", "user")
+    if reads != "ids" or getattr(settings, "support_negatives", 0):
+        raise SettingError(
+            f"{where} reads {reads}: members read ids alone, without 'support_negatives'."
+        )
+    return settings
+
 
 class Blend(MetaRecommender):
     r"""A sum of what several learners say, each on the scale of the catalogue.
@@ -47,40 +81,17 @@ class Blend(MetaRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         members, weights = self.settings.members, self.settings.weights
-        known = {n: c for n, c in our_models().items() if self._may_join(c)}
-        for name in (*members, *weights):
-            if name not in known:
-                raise SettingError(f"Blend: no member can be '{name}'. {nearest(name, known)}")
-        for name in weights:
-            if name not in members:
-                raise SettingError(f"Blend: 'weights' names '{name}'. {nearest(name, members)}")
         self.weights = [weights.get(name, 1.0) for name in members]
-        if not any(self.weights):
-            raise SettingError("Blend: it has no member with a weight above 0.")
         self.members = nn.ModuleDict(
-            {name: self._member(known[name], given, config, dataset)
-             for name, given in members.items()}
-        )  # fmt: skip
-        if self.settings.epochs and not self._trained():
-            raise SettingError("Blend: no member trains, so 'epochs' must be 0.")
+            {name: self._member(name, given, config, dataset) for name, given in members.items()}
+        )
         facts = [n for n, m in self.members.items() if getattr(m, "facts", None) is not None]
         if len(facts) > 1:
             raise SettingError(f"Blend: {facts[0]} and {facts[1]} have fields; one member may.")
 
-    @classmethod
-    def _may_join(cls, other: type) -> bool:
-        return not issubclass(other, Blend) and "implicit" in other.feedback
-
-    def _member(self, kind: type, given: dict[str, Any], config: Any, dataset: Any) -> Any:
-        name, where = kind.__name__, f"Blend, member '{kind.__name__}'"
+    def _member(self, name: str, given: dict[str, Any], config: Any, dataset: Any) -> Any:
         values = load_properties("model", name) | given
-        settings = read_settings(typing.get_type_hints(kind)["settings"], values, where)
-        reads = kind.reads_with(settings, "implicit", "user")
-        if reads != "ids" or getattr(settings, "support_negatives", 0):
-            raise SettingError(
-                f"{where} reads {reads}: members read ids alone, without 'support_negatives'."
-            )
-        return kind(Over(config, values), dataset)
+        return our_models()[name](Over(config, values), dataset)
 
     def prepare(self, train_data) -> None:
         for member in self.members.values():
