@@ -11,7 +11,9 @@ forms of ours, fitted with what valid chose at each k:
 
     python benchmarks/adaptation.py engine --json results/engine/adaptation.json
     python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
+    python benchmarks/adaptation.py learners --rows Blend,MetaRidge --json FILE
 
+With ``--rows`` these are judged, and the figures of all others stay as the JSON has them.
 The benchmark must have run: its runs hold the trained models; a learner whose units were put back
 from a file has none and is left out. Beside the JSON a page is written.
 """
@@ -29,7 +31,7 @@ import torch
 
 from recbole_meta.benchmark import Benchmark, Judging, Row, read_benchmark
 from recbole_meta.choice import choose_model
-from recbole_meta.errors import DataError
+from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.evaluation.controls import CONTROLS, Control
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.metrics import sign
@@ -234,6 +236,18 @@ def judged_here(benchmark: Benchmark, row: Row) -> bool:
     return choice.ours and (row in benchmark.trained_rows or choice.group == "ours")
 
 
+def chosen_rows(benchmark: Benchmark, names: str | None) -> list[Row]:
+    """The rows of these names, of all where there are none."""
+    rows = [*benchmark.rows, *benchmark.trained_rows]
+    if names is None:
+        return rows
+    wanted, known = names.split(","), [row.name for row in rows if judged_here(benchmark, row)]
+    for name in wanted:
+        if name not in known:
+            raise SettingError(f"{benchmark.name} has no learner '{name}'. {nearest(name, known)}")
+    return [row for row in rows if row.name in wanted]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("benchmark")
@@ -242,10 +256,15 @@ def main() -> None:
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", default=None)
+    parser.add_argument("--rows", default=None)
     options = parser.parse_args()
+    if options.rows and not options.json:
+        parser.error("--rows keeps the other rows of the file that --json names")
     torch.set_num_threads(options.threads)
     benchmark = read_benchmark(options.benchmark)
     site = Site(benchmark, options.data_path, options.prepared_path, Path(options.runs))
+    kept = json.loads(Path(options.json).read_text("utf-8")) if options.rows else []
+    asked = chosen_rows(benchmark, options.rows)
     found: list[dict[str, Any]] = []
     for judging in benchmark.settings:
         if judging.trained_from != judging.name:
@@ -253,14 +272,18 @@ def main() -> None:
         for row in (*benchmark.rows, *benchmark.trained_rows):
             if not judged_here(benchmark, row):
                 continue
+            if row not in asked:
+                about = (judging.name, row.name)
+                found += [each for each in kept if (each["entry"], each["model"]) == about]
+                continue
             try:
                 found += examine(site, judging, row)
                 print(f"{judging.name}, {row.name}: done", flush=True)
             except FileNotFoundError:
                 print(f"{judging.name}, {row.name}: its trained model is not there", flush=True)
-    tested = {i: row["p"] for i, row in enumerate(found) if "p" in row}
+    tested = {i: float(f"{row['p']:.3g}") for i, row in enumerate(found) if "p" in row}
     for i, p in holm(tested).items():
-        found[i] |= {"p": float(f"{found[i]['p']:.3g}"), "p_holm": float(f"{p:.3g}")}
+        found[i] |= {"p": tested[i], "p_holm": float(f"{p:.3g}")}
     text = page(benchmark.name, found)
     print(text)
     if options.json:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recbole_meta.errors import SettingError
 from recbole_meta.sweep import run_benchmark
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "adaptation.py"
@@ -72,7 +73,8 @@ def test_closed_forms_are_fitted_with_what_valid_chose(
                       "changed": curve | {"order": "random"}}],
         "rows": [{"name": "Pop", "model": "Pop"},
                  {"name": "SubsetRidge", "model": "SubsetRidge",
-                  "grid": {"reg_weight": [1e-4, 0.01, 10.0]}}],
+                  "grid": {"reg_weight": [1e-4, 0.01, 10.0]}},
+                 {"name": "PriorRidge", "model": "PriorRidge"}],
         "trained": {"searches": [{"setting": "random", "split": 0, "shots": 3, "trials": 1}],
                     "shots": [3], "rows": []},
     }  # fmt: skip
@@ -85,13 +87,22 @@ def test_closed_forms_are_fitted_with_what_valid_chose(
     program.main()
     assert "SubsetRidge: done" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))
-    assert {row["model"] for row in found} == {"SubsetRidge"}, "a floor is no learner"
+    assert {row["model"] for row in found} == {"SubsetRidge", "PriorRidge"}, "Pop is no learner"
     unit = json.loads((tmp_path / "runs/made/random/0/SubsetRidge.json").read_text("utf-8"))
     for k in (1, 3):
         run = tmp_path / "runs" / "made" / unit["runs"][str(k)]
         judged = json.loads((run / "result.json").read_text("utf-8"))["metrics"]["ndcg@10"]
-        (own,) = {row["own"] for row in found if row["k"] == k and "own" in row}
-        assert own == pytest.approx(judged, abs=1e-4)
-        assert {row["control"] for row in found if row["k"] == k and "own" in row} == {
-            "swapped", "empty"
-        }  # fmt: skip
+        here = [r for r in found if r["model"] == "SubsetRidge" and r["k"] == k and "own" in r]
+        assert [row["own"] for row in here] == [pytest.approx(judged, abs=1e-4)] * 2
+        assert {row["control"] for row in here} == {"swapped", "empty"}
+    kept = [row | {"mean": 9.0} if row["model"] == "SubsetRidge" else row for row in found]
+    (tmp_path / "found.json").write_text(json.dumps(kept), "utf-8")
+    monkeypatch.setattr("sys.argv", [*words, "--rows", "PriorRidge"])
+    program.main()
+    assert "SubsetRidge: done" not in capsys.readouterr().out
+    untimed = [{k: v for k, v in row.items() if k != "adapt_ms"} for row in kept]
+    again = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert [{k: v for k, v in row.items() if k != "adapt_ms"} for row in again] == untimed
+    monkeypatch.setattr("sys.argv", [*words, "--rows", "PriorRige"])
+    with pytest.raises(SettingError, match=r"no learner .PriorRige.\. Did you mean .PriorRidge"):
+        program.main()
