@@ -84,6 +84,7 @@ OUTSIDE = {
 BANNED = {"recbole.quick_start": "it imports ray, which dies under numpy 2", "ray": "see recbole"}
 BANNED_IN = {
     "data.protocol": {"recbole"},
+    "data.history": {"recbole"},
     "report": {"torch", "torchjd", "recbole"},
     "multitask_table": {"torch", "torchjd", "recbole"},
     "fused_table": {"torch", "torchjd", "recbole"},
@@ -233,6 +234,7 @@ def test_ray_is_imported_nowhere_in_the_repository():
 ABSENT = {name: "recbole" for name, floor in FLOORS.items() if floor == 0}
 ABSENT |= {
     "data.protocol": "recbole",
+    "data.history": "recbole",
     "report": "torch",
     "multitask_table": "torch",
     "fused_table": "torch",

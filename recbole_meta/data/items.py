@@ -12,16 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_meta.data.protocol import (
-    PHASES,
-    History,
-    Reserved,
-    Rows,
-    Split,
-    check_draw,
-    draw,
-    order_seed,
-)
+from recbole_meta.data.history import History, Rows
+from recbole_meta.data.protocol import PHASES, Reserved, Split, check_draw, draw, order_seed
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import pandas as pd
 from recbole_meta.data.atomic import AtomicFile, Floats, Ints
 from recbole_meta.data.expressions import parse
 from recbole_meta.data.folders import FORMAT, made_once, sha256, write_recbole, write_side
+from recbole_meta.data.history import Rows, pair_hash
 from recbole_meta.data.label_times import (
     LabelTimes,
     behaviour_times,
@@ -41,7 +42,6 @@ from recbole_meta.data.objectives import (
     read_objectives,
 )
 from recbole_meta.data.prepared import PreparedFolder, pairs_of
-from recbole_meta.data.protocol import Rows, pair_hash
 from recbole_meta.data.source import DataFields, check_tokens, find_dataset, read_fields
 from recbole_meta.errors import DataError, LeakError, SettingError, nearest
 from recbole_meta.settings import load_yaml

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from recbole_meta.data.atomic import AtomicFile
-from recbole_meta.data.protocol import ColdStart, Floats, Ints, Rows
+from recbole_meta.data.history import Floats, Ints, Rows
+from recbole_meta.data.protocol import ColdStart
 from recbole_meta.data.source import DataFields, check_tokens
 from recbole_meta.data.states import FourStates
 from recbole_meta.errors import DataError, nearest

@@ -23,15 +23,8 @@ from typing import Literal
 
 import numpy as np
 
-from recbole_meta.data.protocol import (
-    ColdStart,
-    Ints,
-    Mask,
-    Rows,
-    Split,
-    draw,
-    pair_hash,
-)
+from recbole_meta.data.history import Ints, Mask, Rows, pair_hash
+from recbole_meta.data.protocol import ColdStart, Split, draw
 from recbole_meta.errors import DataError, SettingError
 
 _VALID_USERS = 0.1  # of the existing users

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from recbole_meta.data.folders import digest, sha256
+from recbole_meta.data.history import Rows, pair_hash
 from recbole_meta.data.items import BothCold, ItemCold
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
-from recbole_meta.data.protocol import Rows, pair_hash
 from recbole_meta.errors import DataError, LeakError, SettingError
 
 COMMON = dict(

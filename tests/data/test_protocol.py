@@ -7,17 +7,16 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from recbole_meta.data.history import Rows, pair_hash
 from recbole_meta.data.protocol import (
     PHASES,
     ColdStart,
-    Rows,
     Split,
     UserColdCurve,
     UserColdGlobal,
     UserColdK,
     UserColdRange,
     draw,
-    pair_hash,
 )
 from recbole_meta.errors import DataError, SettingError
 

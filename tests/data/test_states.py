@@ -15,9 +15,10 @@ from torch import nn
 from torch.func import vmap
 
 from recbole_meta.data.folders import digest, sha256
+from recbole_meta.data.history import Rows, pair_hash
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
-from recbole_meta.data.protocol import PHASES, Rows, Split, pair_hash
+from recbole_meta.data.protocol import PHASES, Split
 from recbole_meta.data.rows import read_rows, with_states
 from recbole_meta.data.source import read_fields
 from recbole_meta.data.states import FourStates
