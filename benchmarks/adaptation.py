@@ -13,7 +13,8 @@ forms of ours, fitted with what valid chose at each k:
     python benchmarks/adaptation.py melu --data_path ../shared/data --json FILE
     python benchmarks/adaptation.py learners --rows Blend,MetaRidge --json FILE
 
-With ``--rows`` these are judged, and the figures of all others stay as the JSON has them.
+With ``--rows`` these are judged, and the figures of all others stay as the JSON has them; times
+are then of several runs.
 The benchmark must have run: its runs hold the trained models; a learner whose units were put back
 from a file has none and is left out. Beside the JSON a page is written.
 """
@@ -241,11 +242,28 @@ def chosen_rows(benchmark: Benchmark, names: str | None) -> list[Row]:
     rows = [*benchmark.rows, *benchmark.trained_rows]
     if names is None:
         return rows
-    wanted, known = names.split(","), [row.name for row in rows if judged_here(benchmark, row)]
+    wanted = [name.strip() for name in names.split(",")]
+    known = [row.name for row in rows if judged_here(benchmark, row)]
     for name in wanted:
         if name not in known:
             raise SettingError(f"{benchmark.name} has no learner '{name}'. {nearest(name, known)}")
     return [row for row in rows if row.name in wanted]
+
+
+def kept_figures(path: Path, benchmark: Benchmark) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The figures of an older run, by entry and learner."""
+    try:
+        found = [(row["entry"], row["model"], row) for row in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} holds no figures to keep: {error}") from error
+    kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry, model, row in found:
+        kept.setdefault((entry, model), []).append(row)
+    entries = {judging.name for judging in benchmark.settings}
+    names = {row.name for row in (*benchmark.rows, *benchmark.trained_rows)}
+    if not any(entry in entries and model in names for entry, model in kept):
+        raise DataError(f"{path} has no figures of {benchmark.name}, which --rows would keep.")
+    return kept
 
 
 def main() -> None:
@@ -256,15 +274,15 @@ def main() -> None:
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", default=None)
-    parser.add_argument("--rows", default=None)
+    parser.add_argument("--rows", help="of these learners alone: NAME,NAME; others as they are")
     options = parser.parse_args()
     if options.rows and not options.json:
         parser.error("--rows keeps the other rows of the file that --json names")
     torch.set_num_threads(options.threads)
     benchmark = read_benchmark(options.benchmark)
     site = Site(benchmark, options.data_path, options.prepared_path, Path(options.runs))
-    kept = json.loads(Path(options.json).read_text("utf-8")) if options.rows else []
     asked = chosen_rows(benchmark, options.rows)
+    kept = kept_figures(Path(options.json), benchmark) if options.rows else {}
     found: list[dict[str, Any]] = []
     for judging in benchmark.settings:
         if judging.trained_from != judging.name:
@@ -272,15 +290,18 @@ def main() -> None:
         for row in (*benchmark.rows, *benchmark.trained_rows):
             if not judged_here(benchmark, row):
                 continue
-            if row not in asked:
-                about = (judging.name, row.name)
-                found += [each for each in kept if (each["entry"], each["model"]) == about]
-                continue
-            try:
-                found += examine(site, judging, row)
-                print(f"{judging.name}, {row.name}: done", flush=True)
-            except FileNotFoundError:
-                print(f"{judging.name}, {row.name}: its trained model is not there", flush=True)
+            about, old = f"{judging.name}, {row.name}", kept.pop((judging.name, row.name), [])
+            if row in asked:
+                try:
+                    old = list(examine(site, judging, row))
+                    print(f"{about}: done", flush=True)
+                except FileNotFoundError:
+                    print(f"{about}: its trained model is not there", flush=True)
+            elif not old:
+                print(f"{about}: the file has no figures of it", flush=True)
+            found += old
+    for entry, model in kept:
+        print(f"{entry}, {model}: left out, since it is not in the page", flush=True)
     tested = {i: float(f"{row['p']:.3g}") for i, row in enumerate(found) if "p" in row}
     for i, p in holm(tested).items():
         found[i] |= {"p": tested[i], "p_holm": float(f"{p:.3g}")}

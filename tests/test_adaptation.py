@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.sweep import run_benchmark
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "adaptation.py"
@@ -103,6 +103,19 @@ def test_closed_forms_are_fitted_with_what_valid_chose(
     untimed = [{k: v for k, v in row.items() if k != "adapt_ms"} for row in kept]
     again = json.loads((tmp_path / "found.json").read_text("utf-8"))
     assert [{k: v for k, v in row.items() if k != "adapt_ms"} for row in again] == untimed
+    (tmp_path / "runs/made/random/0/PriorRidge.json").unlink()
+    program.main()
+    assert "PriorRidge: its trained model is not there" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text("utf-8")) == again, "nothing is lost"
     monkeypatch.setattr("sys.argv", [*words, "--rows", "PriorRige"])
     with pytest.raises(SettingError, match=r"no learner .PriorRige.\. Did you mean .PriorRidge"):
         program.main()
+    monkeypatch.setattr("sys.argv", [*words, "--rows", "PriorRidge"])
+    for text, said in (
+        ("[]", "has no figures of made"),
+        ("[", "holds no figures"),
+        ("[1]", "holds"),
+    ):
+        (tmp_path / "found.json").write_text(text, "utf-8")
+        with pytest.raises(DataError, match=said):
+            program.main()

@@ -39,6 +39,13 @@ class InContextSettings(LearnerSettings):
     forward_size: Size  # of a layer's perceptron
     support_dropout: Share  # of a training support's rows that are hidden
 
+    def __post_init__(self) -> None:
+        if self.token_size % self.heads:
+            raise SettingError(
+                f"InContext: 'token_size' must be a multiple of 'heads', found {self.token_size} "
+                f"and {self.heads}."
+            )
+
 
 class InContext(FeatureRecommender):
     r"""A transformer reads the support, and each item attends to what it made of it.
@@ -78,11 +85,6 @@ class InContext(FeatureRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         s, size, d = self.settings, self.other_embedding.size, self.settings.embedding_size
-        if s.token_size % s.heads:
-            raise SettingError(
-                f"InContext: 'token_size' must be a multiple of 'heads', found {s.token_size} "
-                f"and {s.heads}."
-            )
         self.has_id = self.other_fields[0].name == self.OTHER_ID
         start = torch.eye(size, d) if self.has_id else torch.randn(size, d) / size**0.5
         self.reading, self.scoring = (nn.Parameter(start.clone()) for _ in range(2))

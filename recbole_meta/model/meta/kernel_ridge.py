@@ -44,6 +44,10 @@ class KernelRidgeSettings(MetaSettings):
     draws: Size  # R, random supports of every warm user, where the order is random; else 1
     fills: Count  # how often the unknown entries of the query are filled by leave-one-out
 
+    def __post_init__(self) -> None:
+        if not any(any(getattr(self, name)) for name in KERNELS):
+            raise SettingError(f"KernelRidge: all weights of {', '.join(KERNELS)} are 0.")
+
 
 class Ridge:
     """A ridge over E episodes whose kernel matrix is K = Z Z' = Q diag(e) Q', for any lambda.
@@ -133,8 +137,6 @@ class KernelRidge(UserFieldsRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         s = self.settings
-        if not any(any(getattr(s, name)) for name in KERNELS):
-            raise SettingError(f"KernelRidge: all weights of {', '.join(KERNELS)} are 0.")
         self.reads_ratings = any(s.ratings)
         if any(s.fields):
             self.read_users(dataset, "a weight in 'fields' above 0.0")
