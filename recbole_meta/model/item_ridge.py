@@ -74,7 +74,7 @@ def weighted_union(
     found = found.astype(np.float32)
     found.eliminate_zeros()
     if not found.nnz:
-        raise DataError(f"{where}: all weights are 0, so the union is empty.")
+        raise DataError(f"{where}: all are 0, so the union is empty.")
     return found
 
 

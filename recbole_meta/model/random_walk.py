@@ -5,6 +5,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+_ROUNDING = 1e-12  # what a walk that only comes home leaves, in parts of it
+
 
 class RandomWalk:
     r"""From a user to an item of his, on to a user who has it, and to an item of that one.
@@ -16,8 +18,8 @@ class RandomWalk:
 
     w_u is a user's row of the source [U, I], whose entries weigh his items; X and Y are the source
     and the target as zeros and ones; :math:`n_j` is how many have item j in Y, so that
-    :math:`\beta` [0, 1] takes from popular items what popularity alone gives them. Scores are on
-    the scale of the catalogue, whatever a user has. Nothing of size [I, I] is made.
+    :math:`\beta` [0, 1) takes from popular items what popularity alone gives them. Scores have
+    a deviation of 1 over the catalogue, whatever a user has. Nothing of size [I, I] is made.
 
     Paudel, Christoffel, Newell, Bernstein. "Updatable, Accurate, Diverse, and Scalable
     Recommendations for Interactive Applications." ACM TiiS 7(1), 2017 (RP3-beta; here from a
@@ -34,13 +36,14 @@ class RandomWalk:
         self.home = np.asarray(home).ravel()
 
     def scores(self, users: Tensor) -> Tensor:
-        """Of these users, [B, I]; zeros of who has nothing."""
+        """Of these users, [B, I]; zeros of who has nothing, or leads nowhere."""
         own = self.source[users.cpu().numpy()]
         walked = ((own @ self.to_users) @ self.to_items).toarray()
+        least = _ROUNDING * walked.max(axis=1, keepdims=True)
         walked -= own.multiply(self.home).toarray()
-        scores = torch.from_numpy(walked).to(torch.get_default_dtype())
-        spread = scores.std(dim=1, keepdim=True)
-        return (scores / torch.where(spread > 0, spread, 1.0)).to(users.device)
+        spread = walked.std(axis=1, ddof=1, keepdims=True)
+        scores = torch.from_numpy(walked / np.where(spread > least, spread, np.inf))
+        return scores.to(users.device, torch.get_default_dtype())
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -24,13 +24,17 @@ each_model = pytest.mark.parametrize("name", multitask_models())
 FEW = {"epochs": 2, "eval_step": 1, "train_batch_size": 8}
 
 
-def few_of(name: str) -> dict:
-    """Settings with which a model is soon trained."""
+def few_of(name: str, bought: str = "purchase", clicked: str = "click") -> dict:
+    """Settings with which a model is soon trained, and all of its parts are used."""
     if not page_of(name)["epochs"]:
         return {}
     if name == "SeveralStarts":
-        return FEW | {"member": {"LinearMTA": {"embedding_size": 4}}, "copies": 2}
-    return FEW | {"embedding_size": 4}
+        return FEW | {
+            "member": {"WalkMTA": {"embedding_size": 4, "walk": {bought: 0.1}}},
+            "copies": 2,
+        }
+    paths = {"linear": {bought: 20.0}, "walk": {bought: 0.1, clicked: 0.5}}
+    return FEW | {"embedding_size": 4} | {k: v for k, v in paths.items() if k in page_of(name)}
 
 
 @pytest.fixture(scope="module", params=multitask_models())
@@ -161,7 +165,7 @@ def test_weights_name_objectives(name, shop):
 @each_model
 def test_a_model_says_a_distribution_or_refuses(name, films):
     """Never a number that is made up for it."""
-    few = few_of(name)
+    few = few_of(name, "like", "love")
     fit = fit_objectives(name, films, 1, few)
     users, said = torch.arange(1, 41), [key for key in fit.valid.means() if "interest" in key]
     if not multitask_models()[name].distributes:

@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 
 from recbole_meta.compat import contained
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import DataError, SettingError
 from recbole_meta.model import multitask_models
 from recbole_meta.model.conversion import conversion
 from recbole_meta.model.random_walk import RandomWalk
@@ -146,7 +146,27 @@ def test_several_starts_may_walk(shop):
         torch.testing.assert_close(fit.model.rank(users, "click"), first.rank(users, "click"))
 
 
+@pytest.mark.parametrize("weight", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("holders", [3, 5, 7])
+def test_who_leads_nowhere_has_no_score(weight, holders):
+    """What rounding leaves of 0 must not be divided by itself."""
+    x = np.zeros((8, 1000))
+    x[:holders, 4] = x[7, 5:] = 1
+    source = x.copy()
+    source[0, 4] = weight
+    for matrix in (source, source.astype(np.float32)):
+        walk = RandomWalk(sparse.csr_matrix(matrix), sparse.csr_matrix(x), 0.5)
+        assert not walk.scores(torch.arange(8))[:holders].any()
+
+
+def test_an_unknown_objective_is_named(shop, pair):
+    for model in pair:
+        with pytest.raises(SettingError, match="does not rank by 'clik'"):
+            model.rank(torch.arange(1, 3), "clik")
+
+
 REFUSED = [
+    ("WalkMTA", FEW | {"inputs": "own", "copy": {}, "conversion": {}}, "WalkMTA: the linear path"),
     ("WalkMTA", FEW | {"walk": {"clik": 1.0}}, "'walk' names the objective 'clik'"),
     ("WalkMTA", FEW | {"walk": {"click": -1.0}}, "'walk' must be at least 0"),
     ("WalkMTA", FEW | {"walk_power": 1.0}, "'walk_power' must be below 1"),
@@ -160,3 +180,11 @@ REFUSED = [
 def test_settings_that_cannot_be_are_refused(shop, name, settings, said):
     with pytest.raises(SettingError, match=said):
         fit_objectives(name, shop, 1, settings)
+
+
+def test_a_union_of_nothing_is_refused(shop):
+    nothing = dict.fromkeys(shop.objectives, 0.0)
+    with pytest.raises(DataError, match="WalkMTA: 'linear_weights': all are 0"):
+        fit_objectives("WalkMTA", shop, 1, FEW | WALK | {"linear_weights": nothing})
+    with pytest.raises(DataError, match="ObjectiveWalk: 'weights': all are 0"):
+        fit_objectives("ObjectiveWalk", shop, 1, {"weights": nothing})

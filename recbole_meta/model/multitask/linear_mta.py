@@ -51,7 +51,8 @@ class LinearMTA(MTA):
         self.check_objectives(s.linear_weights, "linear_weights")
         if self.own:
             raise SettingError(
-                "LinearMTA: the linear path reads other behaviours: 'inputs' must be all."
+                f"{type(self).__name__}: the linear path reads other behaviours: 'inputs' must be "
+                "all."
             )
         self.ridge: ItemRidge | None = None
 
@@ -59,7 +60,7 @@ class LinearMTA(MTA):
         s = self.settings
         if any(s.linear.values()):
             where = type(self).__name__
-            source = weighted_union(self.history, s.linear_weights, where)
+            source = weighted_union(self.history, s.linear_weights, f"{where}: 'linear_weights'")
             known = self.history | {"union": source}
             targets = {name: known[name] for name in self._targets().values()}
             self.ridge = ItemRidge(train_data._dataset, source, targets, s.reg_weight, where)

@@ -207,6 +207,7 @@ class MTA(ObjectiveRecommender):
     def rank(self, users: Tensor, objective: str) -> Tensor:
         if objective in self.distributions:
             return self.expected_share(users, objective)
+        self.check_ranked(objective)
         entries = self.entries(users)
         z, _ = self.posteriors(entries)
         scores = self.decode(self.mixed(z, objective), objective)

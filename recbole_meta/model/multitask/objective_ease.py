@@ -51,7 +51,8 @@ class ObjectiveEASE(ObjectiveRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.check_objectives(self.settings.weights, "weights")
-        self.source = weighted_union(self.history, self.settings.weights, type(self).__name__)
+        where = f"{type(self).__name__}: 'weights'"
+        self.source = weighted_union(self.history, self.settings.weights, where)
 
     def targets(self) -> dict[str, sparse.csr_matrix]:
         """What is predicted, Y [U, I]: by objective, or one for all of them."""

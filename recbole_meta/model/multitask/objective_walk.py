@@ -46,7 +46,8 @@ class ObjectiveWalk(ObjectiveRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.check_objectives(self.settings.weights, "weights")
-        self.source = weighted_union(self.history, self.settings.weights, type(self).__name__)
+        where = f"{type(self).__name__}: 'weights'"
+        self.source = weighted_union(self.history, self.settings.weights, where)
 
     def prepare(self, train_data) -> None:
         s = self.settings

@@ -43,7 +43,7 @@ class WalkMTA(LinearMTA):
     def prepare(self, train_data) -> None:
         super().prepare(train_data)
         if any(self.settings.walk.values()):
-            where = type(self).__name__
+            where = f"{type(self).__name__}: 'linear_weights'"
             source = weighted_union(self.history, self.settings.linear_weights, where)
             self.nearness = RandomWalk(source, source, self.settings.walk_power)
 
