@@ -178,6 +178,8 @@ BAD = [
         one("row", model="Blend", fixed={"epochs": 0}, grid={"members": [{"Popp": {}}]}),
         "no member can be 'Popp'. Did you mean 'Pop'",
     ),
+    (one("row", model="KernelRidge", grid={"posterior": [[0.0]]}), "all weights of posterior"),
+    (one("trained", model="InContext", grid={"heads": [2, 3]}), "must be a multiple of 'heads'"),
     (one("row", model="UserItemBias"), "cannot be judged on feedback 'implicit'"),
     (one("row", model="MAML"), "'Pop' trains, so it belongs under 'trained'"),
     (one("row", model="MetaRidge", grid={"epochs": [0, 1]}), "'Pop' trains, so it belongs under"),

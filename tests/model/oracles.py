@@ -1,6 +1,18 @@
-"""What the oracles of learners have in common."""
+"""What the oracles of models have in common."""
 
+import numpy as np
 import torch
+
+from recbole_meta.objective_fitting import train_set
+
+
+def dense(shop, name: str) -> np.ndarray:
+    """0/1 of a behaviour in train, [U, I]."""
+    ids = train_set(shop).field2token_id
+    x = np.zeros((len(ids["user_id"]), len(ids["item_id"])))
+    rows = shop.positives("train", name)
+    x[rows["user"].map(ids["user_id"]), rows["item"].map(ids["item_id"])] = 1
+    return x
 
 
 def same_gradients(

@@ -13,6 +13,7 @@ from recbole_meta.objective_fitting import (
     objective_config,
     train_set,
 )
+from tests.model.oracles import dense
 
 FEW = {"epochs": 2, "eval_step": 1, "embedding_size": 4, "train_batch_size": 8}
 PATH = {
@@ -21,15 +22,6 @@ PATH = {
     "linear_weights": {"click": 0.5, "cart": 2.0},
     "reg_weight": 2.0,
 }
-
-
-def dense(shop, name: str) -> np.ndarray:
-    """0/1 of a behaviour in train, [U, I]."""
-    ids = train_set(shop).field2token_id
-    x = np.zeros((len(ids["user_id"]), len(ids["item_id"])))
-    rows = shop.positives("train", name)
-    x[rows["user"].map(ids["user_id"]), rows["item"].map(ids["item_id"])] = 1
-    return x
 
 
 def linear_scores(shop, objective: str) -> np.ndarray:

@@ -6,17 +6,10 @@ import torch
 
 from recbole_meta.errors import DataError
 from recbole_meta.model.conversion import conversion
-from recbole_meta.objective_fitting import fit_objectives, train_set
+from recbole_meta.objective_fitting import fit_objectives
+from tests.model.oracles import dense
 
 WEIGHTS = {"click": 0.5, "cart": 2.0}
-
-
-def dense(shop, name: str) -> np.ndarray:
-    ids = train_set(shop).field2token_id
-    x = np.zeros((len(ids["user_id"]), len(ids["item_id"])))
-    rows = shop.positives("train", name)
-    x[rows["user"].map(ids["user_id"]), rows["item"].map(ids["item_id"])] = 1
-    return x
 
 
 def by_formula(x: np.ndarray, y: np.ndarray, reg: float) -> np.ndarray:

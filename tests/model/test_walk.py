@@ -16,6 +16,7 @@ from recbole_meta.objective_fitting import (
     objective_config,
     train_set,
 )
+from tests.model.oracles import dense
 
 FEW = {"epochs": 2, "eval_step": 1, "embedding_size": 4, "train_batch_size": 8}
 LINEAR = {"linear": {"purchase": 3.0}, "linear_weights": {"click": 0.5}, "copy": {"click": 0.7}}
@@ -58,15 +59,6 @@ def test_power_takes_from_popular_items():
     assert alike[1] == alike[2] > 0 and 0 < taken[1] < taken[2]
 
 
-def dense(shop, name: str) -> np.ndarray:
-    """0/1 of a behaviour in train, [U, I]."""
-    ids = train_set(shop).field2token_id
-    x = np.zeros((len(ids["user_id"]), len(ids["item_id"])))
-    rows = shop.positives("train", name)
-    x[rows["user"].map(ids["user_id"]), rows["item"].map(ids["item_id"])] = 1
-    return x
-
-
 @pytest.mark.parametrize("target", ["union", "own"])
 def test_the_rule_is_the_walk_and_a_copy(shop, target):
     settings = {"weights": {"click": 0.5}, "target": target, "power": 0.3}
@@ -75,6 +67,7 @@ def test_the_rule_is_the_walk_and_a_copy(shop, target):
     weight = {"purchase": 1.0, "cart": 1.0, "click": 0.5}
     x = np.max([weight[name] * dense(shop, name) for name in shop.objectives], axis=0)
     users = torch.arange(1, len(x))
+    assert len(model.walks) == (1 if target == "union" else len(shop.objectives))
     for name in shop.objectives:
         y = x > 0 if target == "union" else dense(shop, name)
         expected = step_by_step(x, y, 0.3) + (2.0 + 0.7 * conversion(model.history, name)) * x

@@ -10,6 +10,7 @@ Reference:
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy import sparse
 from torch import Tensor
 
 from recbole_meta.errors import SettingError
@@ -59,11 +60,15 @@ class LinearMTA(MTA):
     def prepare(self, train_data) -> None:
         s = self.settings
         if any(s.linear.values()):
-            where = type(self).__name__
-            source = weighted_union(self.history, s.linear_weights, f"{where}: 'linear_weights'")
+            where, source = type(self).__name__, self.weighted()
             known = self.history | {"union": source}
             targets = {name: known[name] for name in self._targets().values()}
             self.ridge = ItemRidge(train_data._dataset, source, targets, s.reg_weight, where)
+
+    def weighted(self) -> sparse.csr_matrix:
+        """The source of the path, x_w [U, I]."""
+        where = f"{type(self).__name__}: 'linear_weights'"
+        return weighted_union(self.history, self.settings.linear_weights, where)
 
     def _targets(self) -> dict[str, str]:
         """What W predicts for each objective that has a path."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from recbole_meta.model.item_ridge import weighted_union
 from recbole_meta.model.multitask.linear_mta import LinearMTA, LinearMTASettings
 from recbole_meta.model.random_walk import RandomWalk
 from recbole_meta.settings import Share, Weight
@@ -29,9 +28,8 @@ class WalkMTA(LinearMTA):
 
     It starts from the weighted union :math:`x_w` of the linear path and ends in the union.
 
-    A regression asks which items together say the next one, a walk how near it is: the two err on
-    different users. Like the linear path it is of train alone and read when ranking only, so that
-    training is MTA's.
+    A regression asks which items together say the next one, a walk how near it is. Like the linear
+    path it is of train alone and read when ranking only, so that training is MTA's.
     """
 
     settings: WalkMTASettings
@@ -43,8 +41,7 @@ class WalkMTA(LinearMTA):
     def prepare(self, train_data) -> None:
         super().prepare(train_data)
         if any(self.settings.walk.values()):
-            where = f"{type(self).__name__}: 'linear_weights'"
-            source = weighted_union(self.history, self.settings.linear_weights, where)
+            source = self.weighted()
             self.nearness = RandomWalk(source, source, self.settings.walk_power)
 
     def rank(self, users: Tensor, objective: str) -> Tensor:
