@@ -78,9 +78,9 @@ class WarmUsers:
         return float(np.mean(self.target) if labels else np.median(self.target))
 
     @cached_property
-    def gram(self) -> Floats:
+    def gram(self) -> sparse.csr_matrix:
         """X'X, [I, I]."""
-        return np.asarray((self.matrix.T @ self.matrix).toarray())
+        return (self.matrix.T @ self.matrix).tocsr()
 
     @cached_property
     def directions(self) -> Floats:

@@ -73,7 +73,7 @@ def test_shares_are_of_users_not_of_rows() -> None:
 def test_gram_counts_the_users_of_two_items() -> None:
     x = small().matrix.toarray()
     expected = [[sum(x[u, i] * x[u, j] for u in range(3)) for j in range(6)] for i in range(6)]
-    np.testing.assert_array_equal(small().gram, expected)
+    np.testing.assert_array_equal(small().gram.toarray(), expected)
     assert small().gram[2, 4] == 2 and small().gram[1, 1] == 2
 
 

@@ -44,7 +44,7 @@ def inverse(warm: WarmUsers, reg: float) -> np.ndarray:
     """P = (X'X + lambda I)^-1, [I, I]."""
     x = warm.matrix
     if warm.n_items <= warm.n_users:
-        return np.linalg.inv(warm.gram + reg * np.eye(warm.n_items))
+        return np.linalg.inv(warm.gram.toarray() + reg * np.eye(warm.n_items))
     users = (x @ x.T).toarray(order="F")  # [U, U]
     np.einsum("uu->u", users)[:] += reg
     inner = inverse_of(users)

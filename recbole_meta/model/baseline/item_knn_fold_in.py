@@ -9,6 +9,8 @@ Reference:
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from scipy import sparse
 
 from recbole_meta.data.warm import WarmUsers
 from recbole_meta.model.fold_in_recommender import FoldInRecommender, FoldInSettings
@@ -32,13 +34,20 @@ class ItemKNNFoldIn(FoldInRecommender):
     settings: ItemKNNFoldInSettings
 
     def weights(self, warm: WarmUsers) -> np.ndarray:
-        norm = np.sqrt(np.diag(warm.gram))
-        w = np.outer(norm, norm)  # in place from here: I is large
-        w += self.settings.shrink
-        np.divide(warm.gram, np.maximum(w, 1e-12, out=w), out=w)
-        np.fill_diagonal(w, 0)
-        keep = self.settings.neighbours
-        if 0 < keep < len(w):
-            least = np.partition(w, -keep, axis=0)[-keep]  # [I] the keep-th largest of each column
-            w[w < least] = 0
-        return w
+        w, norm = warm.gram.copy(), np.sqrt(warm.gram.diagonal())
+        row, column = w.nonzero()
+        w.data /= np.maximum(norm[row] * norm[column] + self.settings.shrink, 1e-12)
+        w.data[row == column] = 0
+        if self.settings.neighbours:
+            least = np.array([_largest(part, self.settings.neighbours) for part in _rows(w)])
+            w.data[w.data < least[column]] = 0  # W is symmetric: a row's is its column's
+        return np.asarray(w.astype(torch.empty(0).numpy().dtype).toarray())
+
+
+def _rows(w: sparse.csr_matrix) -> list[np.ndarray]:
+    return np.split(w.data, w.indptr[1:-1])
+
+
+def _largest(values: np.ndarray, place: int) -> float:
+    """The value at this place from 1, largest first; 0 where there are not as many."""
+    return float(np.partition(values, -place)[-place]) if len(values) >= place else 0.0

@@ -79,20 +79,25 @@ class SubsetRidge(MetaRecommender):
         power = self.settings.user_power
         kind = np.float32 if warm.n_users > _DOUBLE else np.float64
         directions, turn = _directions(x, kind) if few else (np.empty((warm.n_items, 0)), None)
-        found, maps = [], []
-        for k in shots:
-            reg = self.settings.reg_weight * k**2
-            ridge = x, k, reg, power
-            one = over_items(*ridge) if turn is None else over_users(*ridge, kind)
-            maps.append(one.map if turn is None else turn @ one.map)
-            found.append(one._replace(map=maps[-1]))  # one of them at a time: they are large
+        size = directions.shape[1] or warm.n_items
+        maps = np.empty((len(shots), size, warm.n_items), dtype=kind if few else np.float64)
+        found = []
+        for k, place in zip(shots, maps, strict=True):  # one at a time: they are large
+            ridge = x, k, self.settings.reg_weight * k**2, power
+            if turn is None:
+                one = over_items(*ridge)
+                place[:] = one.map
+            else:
+                one = over_users(*ridge, kind)
+                np.matmul(turn, one.map, out=place)
+            found.append(one._replace(map=place))
         self.keep("shots", np.array(shots, dtype=np.int64))
         self.keep("directions", directions)  # V [I, R]; none where users are many
         self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
         self.keep("scale", np.stack([each.scale for each in found]))  # [K, I]
         self.keep("own", np.stack([each.own for each in found]))  # [K, I]
         self.keep("share", np.stack([each.share for each in found]))  # [K, I]
-        self.keep("map", np.concatenate(maps))  # [K R, I]; [K I, I] where users are many
+        self.keep("map", maps.reshape(-1, warm.n_items))  # [K R, I]; [K I, I] where users are many
 
     def adapt(self, support: Examples) -> State:
         k, items = support.mask.sum(), support.x
