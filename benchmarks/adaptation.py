@@ -37,7 +37,8 @@ from recbole_meta.evaluation.controls import CONTROLS, Control
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
-from recbole_meta.fitting import fit_learner, judge_learner, load_learner, valid_metric
+from recbole_meta.fitting import fit_learner, judge_learner, load_learner
+from recbole_meta.outcome import valid_metric
 from recbole_meta.stage import Stage, load_stage
 from recbole_meta.trainer import Trainer
 from recbole_meta.unit import Site

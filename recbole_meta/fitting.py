@@ -1,103 +1,39 @@
-"""Fitting and judging one model: two ways, one outcome per k.
+"""Fitting and judging a learner of ours, once for all k, since it adapts.
 
-A learner of ours is fitted once for all k, since it adapts; a model of RecBole's is trained once
-per k, since the support is in its training file.
+`judge_all` takes RecBole's models, too.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from recbole_meta.checkpoint import Checkpoints, read_checkpoint
 from recbole_meta.choice import ModelChoice, model_page
-from recbole_meta.compat import contained, load_recbole_checkpoint
+from recbole_meta.compat import contained
 from recbole_meta.data.episodes import EpisodeDataLoader
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.data.support import read_support
-from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.errors import DataError
 from recbole_meta.evaluation.controls import Control
 from recbole_meta.evaluation.judge import Judged
+from recbole_meta.outcome import (
+    Outcome,
+    Progress,
+    named_errors,
+    silent,
+    used_settings,
+    valid_metric,
+)
+from recbole_meta.recbole_fitting import judge_recbole
 from recbole_meta.stage import Stage, load_stage
 from recbole_meta.tracking import versions
-from recbole_meta.trainer import Trainer, judge_model, judge_with
-
-Progress = Callable[[str], None]
-
-
-def silent(text: str) -> None:
-    """No progress."""
-
-
-@dataclass
-class Outcome:
-    """One model judged at one k."""
-
-    k: int
-    valid: Judged
-    test: Judged | None
-    seconds: dict[str, float]  # fit, evaluate; fit_valid where test has its own training file
-    settings: dict[str, Any]
-    epochs: int = 0  # epochs of the judged model
-    history: list[dict[str, float]] = field(default_factory=list)  # of each epoch, for learners
-
-    @property
-    def tested(self) -> Judged:
-        """What was judged on test; an error where only valid was."""
-        if self.test is None:
-            raise SettingError(f"Only valid was judged at k = {self.k}.")
-        return self.test
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What chooses settings and epochs."""
-
-    name: str
-    bigger: bool
-
-
-def valid_metric(prepared: Prepared) -> Metric:
-    """NDCG@10 of rankings, MAE of ratings, AUC of labels."""
-    return {
-        "implicit": Metric("ndcg@10", True),
-        "rating": Metric("mae", False),
-        "label": Metric("auc", True),
-    }[prepared.feedback]
-
-
-@contextmanager
-def thread_limit(threads: int | None) -> Iterator[None]:
-    """At most this many threads of torch inside; None: as it is."""
-    if threads is not None and threads < 1:
-        raise SettingError(f"'threads' must be at least 1, found {threads}.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def named_errors(choice: ModelChoice, config: Any) -> Iterator[None]:
-    """What a model raises names the model and its settings; the traceback is kept as the cause."""
-    try:
-        yield
-    except RecboleMetaError:
-        raise
-    except Exception as error:
-        used = ", ".join(f"{key} = {config[key]}" for key in model_page(choice))
-        raise RecboleMetaError(
-            f"{choice.name} stopped with {type(error).__name__}: {error} (settings: {used})"
-        ) from error
+from recbole_meta.trainer import Trainer, judge_model
 
 
 def judge_all(
@@ -303,96 +239,3 @@ def judge_learner(
         model.support = control(model.support, judged.to(model.device))
     with contained():
         return judge_model(trainer, stage.judge(phase, choice.name), stage.data[phase])
-
-
-def judge_recbole(
-    choice: ModelChoice,
-    prepared: Prepared,
-    k: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    device: str = "cpu",
-    progress: Progress = silent,
-    test: bool = True,
-) -> Outcome:
-    """RecBole's own model and trainer on the training file of k shots; epochs are chosen on
-    valid.
-    """
-    stage = load_stage(choice, prepared, "valid", k, seed, settings, device)
-    start = time.perf_counter()
-    trainer, valid, epochs = _fit_recbole(choice, stage, progress)
-    seconds = {"fit": time.perf_counter() - start}
-    judged = None
-    if test:
-        if "test" not in stage.data:  # fit again up to the cut, as long as valid said
-            stage = load_stage(choice, prepared, "test", k, seed, settings, device)
-            start = time.perf_counter()
-            trainer = _refit_recbole(choice, stage, epochs)
-            seconds = {"fit": time.perf_counter() - start, "fit_valid": seconds["fit"]}
-        start = time.perf_counter()
-        with contained():
-            judge = stage.judge("test", choice.name)
-            judged = judge_model(trainer, judge, stage.data["test"])
-        seconds["evaluate"] = time.perf_counter() - start
-    used = used_settings(choice, stage.config, settings)
-    return Outcome(k, valid, judged, seconds, used, epochs)
-
-
-def recbole_trainer(choice: ModelChoice, config: Any, dataset: Any) -> Any:
-    """Seeded as RecBole's ``run_recbole`` does it."""
-    from recbole.utils import get_trainer, init_seed
-
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = choice.cls(config, dataset).to(config["device"])
-    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-
-
-def _fit_recbole(choice: ModelChoice, stage: Stage, progress: Progress) -> tuple[Any, Judged, int]:
-    """The trainer with the best epoch's model, how it is judged on valid, and that epoch's
-    number from 1.
-    """
-    metric = valid_metric(stage.prepared)
-    sign = 1 if metric.bigger else -1
-    best: list[float] = [-float("inf"), 0]
-
-    def after_epoch(epoch: int, score: float) -> None:
-        if sign * score >= best[0]:
-            best[:] = [sign * score, epoch + 1]
-        progress(f"epoch {epoch + 1}, valid {metric.name} {score:.4f}")
-
-    one_shot = choice.cls.type.name == "TRADITIONAL"
-    with TemporaryDirectory() as folder, contained(), named_errors(choice, stage.config):
-        stage.config["checkpoint_dir"] = folder
-        trainer = recbole_trainer(choice, stage.config, stage.dataset)
-        if one_shot:
-            trainer.epochs = 1
-        judge = stage.judge("valid", choice.name)
-        judge_with(trainer, judge)
-        trainer.fit(
-            stage.train,
-            stage.data["valid"],
-            verbose=False,
-            saved=not one_shot,
-            callback_fn=after_epoch,
-        )
-        if not one_shot:
-            load_recbole_checkpoint(trainer.saved_model_file, trainer.model)
-        valid = judge_model(trainer, judge, stage.data["valid"])
-    return trainer, valid, int(best[1])
-
-
-def _refit_recbole(choice: ModelChoice, stage: Stage, epochs: int) -> Any:
-    """The trainer after a fixed number of epochs; test is not looked at."""
-    with TemporaryDirectory() as folder, contained(), named_errors(choice, stage.config):
-        stage.config["checkpoint_dir"] = folder
-        trainer = recbole_trainer(choice, stage.config, stage.dataset)
-        trainer.epochs = epochs
-        trainer.fit(stage.train, None, verbose=False, saved=False)
-    return trainer
-
-
-def used_settings(
-    choice: ModelChoice, config: Any, given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The model's settings, and what else was given, as the Config holds them."""
-    return {key: config[key] for key in model_page(choice) | dict(given or {})}

@@ -23,7 +23,6 @@ from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.graded import GradedJudge, Values, check_gains
 from recbole_meta.evaluation.metrics import mean
-from recbole_meta.fitting import thread_limit
 from recbole_meta.fused_recommender import FusedRecommender, FusedSettings, Head, check_fusion
 from recbole_meta.fusion import combine, prepared, weight_trials
 from recbole_meta.objective_fitting import (
@@ -32,6 +31,7 @@ from recbole_meta.objective_fitting import (
     objective_config,
     train_set,
 )
+from recbole_meta.outcome import thread_limit
 from recbole_meta.search import digest
 from recbole_meta.settings import (
     Count,

@@ -11,15 +11,9 @@ from recbole_meta.choice import ModelChoice, choose_model, model_page
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.data.prepared import Prepared
 from recbole_meta.evaluation.entries import slug
-from recbole_meta.fitting import (
-    Outcome,
-    fit_learner,
-    judge_all,
-    judge_learner,
-    judge_recbole,
-    used_settings,
-    valid_metric,
-)
+from recbole_meta.fitting import fit_learner, judge_all, judge_learner
+from recbole_meta.outcome import Outcome, used_settings, valid_metric
+from recbole_meta.recbole_fitting import judge_recbole
 from recbole_meta.search import Searches
 from recbole_meta.stage import Stage, load_stage, stage_config
 from recbole_meta.tracking import write_run

@@ -29,7 +29,6 @@ from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.objectives import metric_name
 from recbole_meta.evaluation.rows import direction
-from recbole_meta.fitting import thread_limit
 from recbole_meta.model import multitask_models
 from recbole_meta.objective_fitting import (
     ObjectiveFit,
@@ -37,6 +36,7 @@ from recbole_meta.objective_fitting import (
     fit_objectives,
     multitask_model,
 )
+from recbole_meta.outcome import thread_limit
 from recbole_meta.search import digest
 from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
 from recbole_meta.tracking import (

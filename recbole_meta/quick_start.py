@@ -11,7 +11,8 @@ from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import open_prepared
 from recbole_meta.data.protocol import ColdStart
 from recbole_meta.errors import DataError, SettingError
-from recbole_meta.fitting import Progress, judge_all, silent, thread_limit, valid_metric
+from recbole_meta.fitting import judge_all
+from recbole_meta.outcome import Progress, silent, thread_limit, valid_metric
 from recbole_meta.saved_model import model_bytes
 from recbole_meta.settings import load_properties, load_yaml
 from recbole_meta.stage import Stage, check_device

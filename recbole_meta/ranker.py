@@ -14,7 +14,8 @@ from torch import Tensor
 from recbole_meta.choice import ModelChoice, choose_model
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.errors import SettingError
-from recbole_meta.fitting import named_errors, recbole_trainer
+from recbole_meta.outcome import named_errors
+from recbole_meta.recbole_fitting import recbole_trainer
 
 USERS = 256  # per batch of RecBole's own loaders, which are made and not used
 

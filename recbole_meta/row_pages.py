@@ -26,8 +26,8 @@ from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
-from recbole_meta.fitting import thread_limit
 from recbole_meta.model import row_models
+from recbole_meta.outcome import thread_limit
 from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_model
 from recbole_meta.row_recbole import OBJECTIVE, check_ranker_settings, fit_ranker_of_rows
 from recbole_meta.row_table import Finished, row_table

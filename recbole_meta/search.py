@@ -12,7 +12,9 @@ from recbole_meta.benchmark import Judging, Row, Search, Settings
 from recbole_meta.choice import choose_model
 from recbole_meta.data.folders import sha256
 from recbole_meta.evaluation.entries import SEARCH, slug
-from recbole_meta.fitting import Metric, fit_learner, judge_recbole, valid_metric
+from recbole_meta.fitting import fit_learner
+from recbole_meta.outcome import Metric, valid_metric
+from recbole_meta.recbole_fitting import judge_recbole
 from recbole_meta.stage import load_stage
 from recbole_meta.study import JOURNAL, Point, Study
 from recbole_meta.unit import Site

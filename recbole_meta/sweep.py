@@ -28,8 +28,8 @@ from recbole_meta.choice import choose_model
 from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.entries import FAILED, slug
-from recbole_meta.fitting import thread_limit
 from recbole_meta.judging import RowJudge, unit_name
+from recbole_meta.outcome import thread_limit
 from recbole_meta.progress import LOG, Log, said_left, seconds_left
 from recbole_meta.room import Peak, Room
 from recbole_meta.search import Searches

@@ -21,7 +21,7 @@ from recbole_meta.data.prepared import Prepared
 from recbole_meta.errors import DataError, SettingError
 
 if TYPE_CHECKING:
-    from recbole_meta.fitting import Outcome
+    from recbole_meta.outcome import Outcome
 
 LOCK = ".lock"  # beside the runs of a setting, while one of them is written
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from recbole_meta.choice import choose_model
 from recbole_meta.compat import contained, load_recbole_checkpoint
 from recbole_meta.data.prepare import prepare, read_protocol
 from recbole_meta.data.prepared import Prepared, open_prepared
-from recbole_meta.fitting import judge_recbole
+from recbole_meta.recbole_fitting import judge_recbole
 
 SEED = 2020
 METRICS = ["ndcg@10", "recall@10", "mrr@10", "hit@10"]

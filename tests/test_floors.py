@@ -40,6 +40,8 @@ FLOORS = {
     "tracking": 4,
     "choice": 4,
     "stage": 4,
+    "outcome": 4,
+    "recbole_fitting": 4,
     "fitting": 4,
     "objective_fitting": 4,
     "ranker": 4,

@@ -12,7 +12,7 @@ from filelock import FileLock
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.judge import Judged
-from recbole_meta.fitting import Outcome
+from recbole_meta.outcome import Outcome
 from recbole_meta.tracking import LOCK, run_folder, write_run
 
 WORLD = [(f"u{u:02}", f"i{i}", 3, 100 * u + i) for u in range(30) for i in range(u % 3, 9)]

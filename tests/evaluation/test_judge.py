@@ -11,7 +11,8 @@ from recbole.data.interaction import Interaction
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.judge import Judge
-from recbole_meta.fitting import fit_learner, judge_learner, judge_recbole
+from recbole_meta.fitting import fit_learner, judge_learner
+from recbole_meta.recbole_fitting import judge_recbole
 from recbole_meta.stage import load_stage
 
 N_USERS, N_ITEMS, RESERVE, HORIZON = 50, 40, 4, 5

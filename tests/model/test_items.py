@@ -18,8 +18,9 @@ from recbole_meta.data.support import read_support
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import ranking_metrics
 from recbole_meta.evaluation.recompute import recompute
-from recbole_meta.fitting import judge_learner, judge_recbole
+from recbole_meta.fitting import judge_learner
 from recbole_meta.quick_start import run
+from recbole_meta.recbole_fitting import judge_recbole
 from recbole_meta.saved_model import model_bytes
 
 GENRES = 4
