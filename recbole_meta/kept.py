@@ -1,36 +1,42 @@
 """The finished units of a benchmark as one small file, so that nobody has to run them again.
 
-The file, a zip, holds what lies below ``runs/<name>``: the trials of searches, the units, and of
-their runs ``result.json`` and the values per task, which are what a table is made of. Rankings,
-predictions and labels are not in it. A unit that is put back counts as done while the settings, the
-data and the seed are today's.
+The file, a .tar.xz, holds what lies below ``runs/<name>``: the trials of searches, the units, and
+of their runs ``result.json`` and the values per task, which are what a table is made of. Rankings,
+predictions and labels are not in it. Most values stand in several runs and slices, so they are
+compressed together, not file by file. A unit that is put back counts as done while the settings,
+the data and the seed are today's.
 """
 
 import io
 import json
-import zipfile
+import lzma
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import RunFiles
 from recbole_meta.report.units import finished_units
-from recbole_meta.tracking import npz_bytes, write_atomically
-
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry: the same units give the same bytes
+from recbole_meta.tracking import write_atomically
 
 
 def keep(root: Path, file: Path) -> int:
-    """Write the finished units below ``root`` to the file; how many there are."""
+    """Write the finished units below ``root`` to the file; how many there are.
+
+    The same units give the same bytes.
+    """
     units = list(finished_units(root))
     if not units:
         raise DataError(f"{root}: no finished unit. Run 'recbole-meta benchmark' first.")
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as kept:
+    with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.PAX_FORMAT) as kept:
         for name, content in sorted(_contents(root, units)):
-            kept.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+            entry = tarfile.TarInfo(name)  # without a time or an owner
+            entry.size = len(content)
+            kept.addfile(entry, io.BytesIO(content))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, buffer.getvalue())
     return len(units)
@@ -43,10 +49,12 @@ def _contents(root: Path, units: list[Path]) -> Iterator[tuple[str, bytes]]:
         for folder in json.loads(unit.read_text("utf-8"))["runs"].values():
             run = RunFiles(root / folder)
             yield f"{folder}/result.json", (root / folder / "result.json").read_bytes()
-            yield f"{folder}/tasks.npz", npz_bytes(_per_task(run))
+            values = io.BytesIO()
+            np.savez(values, **_per_task(run))  # compressed with all others
+            yield f"{folder}/tasks.npz", values.getvalue()
 
 
-def _per_task(run: RunFiles) -> dict[str, np.ndarray]:
+def _per_task(run: RunFiles) -> dict[str, Any]:
     """The tasks, and the values of each metric in each of its queries."""
     names = {
         metric if query == run.result["query"] else f"{query}/{metric}"
@@ -59,9 +67,10 @@ def _per_task(run: RunFiles) -> dict[str, np.ndarray]:
 def put_back(file: Path, root: Path) -> int:
     """Write what the file has and the folder lacks; how many files that are."""
     try:
-        with zipfile.ZipFile(file) as kept:
-            contents = {name: kept.read(name) for name in kept.namelist()}
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # its end and checksums are read
+        with tarfile.open(fileobj=whole, mode="r:") as kept:
+            contents = {entry.name: _content(file, kept, entry) for entry in kept}
+    except (OSError, lzma.LZMAError, tarfile.TarError) as error:
         raise DataError(f"Cannot read the kept units {file}: {error}") from error
     for name in contents:
         path = PurePosixPath(name)
@@ -72,3 +81,10 @@ def put_back(file: Path, root: Path) -> int:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(root / name, contents[name])
     return len(missing)
+
+
+def _content(file: Path, kept: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    content = kept.extractfile(entry) if entry.isfile() else None
+    if content is None:
+        raise DataError(f"{file} holds no kept units: '{entry.name}' is none.")
+    return content.read()

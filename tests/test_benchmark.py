@@ -2,15 +2,16 @@
 
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import weakref
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -909,9 +910,9 @@ def test_clean_leaves_nothing_of_a_sweep_and_all_that_is_not_of_it(done, tmp_pat
 def test_kept_units_are_done_and_give_the_same_table(done, tmp_path, sample_path, prepared_path):
     page, runs = str(done.parents[1] / "small.yaml"), tmp_path / "runs"
     assert main(["keep", page, "--runs", str(done.parent), "--results", str(tmp_path)]) == 0
-    file = tmp_path / "small" / "units.zip"
-    assert keep(done, tmp_path / "again.zip") == N_UNITS - 2, "trials are no units of a table"
-    assert file.read_bytes() == (tmp_path / "again.zip").read_bytes()
+    file = tmp_path / "small" / "units.tar.xz"
+    assert keep(done, tmp_path / "again.tar.xz") == N_UNITS - 2, "trials are no units of a table"
+    assert file.read_bytes() == (tmp_path / "again.tar.xz").read_bytes()
     (runs / "small" / "time" / "0").mkdir(parents=True)
     older = runs / "small" / "time" / "0" / "Pop.json"
     older.write_text("{}")
@@ -937,23 +938,42 @@ def test_kept_units_are_done_and_give_the_same_table(done, tmp_path, sample_path
     assert tables[0].read_text() == tables[1].read_text()
 
 
-@pytest.mark.parametrize("name", ["../out.json", "/out.json", "time/0/Pop.pt"])
-def test_a_file_that_holds_something_else_is_not_unpacked(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
-        bad.writestr("time/0/Pop.json", "{}")
-        bad.writestr(name, "{}")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("../out.json", tarfile.REGTYPE),
+        ("/out.json", tarfile.REGTYPE),
+        ("time/0/Pop.pt", tarfile.REGTYPE),
+        ("time/0/link.json", tarfile.SYMTYPE),
+        ("time", tarfile.DIRTYPE),
+    ],
+)
+def test_a_file_that_holds_something_else_is_not_unpacked(tmp_path, name, kind):
+    file = tmp_path / "bad.tar.xz"
+    with tarfile.open(file, "w:xz") as bad:
+        for entry in (tarfile.TarInfo("time/0/Pop.json"), tarfile.TarInfo(name)):
+            entry.type = kind if entry.name == name else tarfile.REGTYPE
+            entry.linkname = "../../out.json" if kind == tarfile.SYMTYPE else ""
+            bad.addfile(entry)
     with pytest.raises(DataError, match="holds no kept units"):
-        put_back(tmp_path / "bad.zip", tmp_path / "runs")
-    assert [path.name for path in tmp_path.rglob("*")] == ["bad.zip"]
+        put_back(file, tmp_path / "runs")
+    assert list(tmp_path.rglob("*")) == [file]
 
 
 def test_kept_units_that_cannot_be_read_or_written(tmp_path):
-    (tmp_path / "cut.zip").write_bytes(b"PK")
-    for file in (tmp_path / "cut.zip", tmp_path / "none.zip"):
+    with tarfile.open(tmp_path / "cut.tar.xz", "w:xz") as kept:
+        kept.addfile(tarfile.TarInfo("time/0/Pop.json"))
+    whole = (tmp_path / "cut.tar.xz").read_bytes()
+    (tmp_path / "cut.tar.xz").write_bytes(whole[:-20])
+    (tmp_path / "odd.tar.xz").write_bytes(whole[:40] + b"odd" + whole[43:])
+    (tmp_path / "no.tar.xz").write_bytes(b"PK")
+    (tmp_path / "text.tar.xz").write_bytes(lzma.compress(b"time/0/Pop.json"))
+    for name in ("cut", "odd", "no", "text", "missing"):
+        file = tmp_path / f"{name}.tar.xz"
         with pytest.raises(DataError, match="Cannot read the kept units"):
             put_back(file, tmp_path / "runs")
     with pytest.raises(DataError, match="no finished unit"):
-        keep(tmp_path / "runs", tmp_path / "units.zip")
+        keep(tmp_path / "runs", tmp_path / "units.tar.xz")
 
 
 # Its table.

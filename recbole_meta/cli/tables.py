@@ -128,7 +128,7 @@ def _keep(options: argparse.Namespace) -> None:
     from recbole_meta.kept import keep
 
     name, _ = benchmark_page(options.name)
-    file = Path(options.results) / name / "units.zip"
+    file = Path(options.results) / name / "units.tar.xz"
     print(f"{file}: {keep(Path(options.runs) / name, file)} units")
 
 
