@@ -12,7 +12,7 @@ import json
 import lzma
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,15 @@ def _per_task(run: RunFiles) -> dict[str, Any]:
 def put_back(file: Path, root: Path) -> int:
     """Write what the file has and the folder lacks; how many files that are."""
     try:
-        whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # its end and checksums are read
+        whole = io.BytesIO(lzma.decompress(file.read_bytes()))  # to its end, and its checksums
         with tarfile.open(fileobj=whole, mode="r:") as kept:
             contents = {entry.name: _content(file, kept, entry) for entry in kept}
     except (OSError, lzma.LZMAError, tarfile.TarError) as error:
         raise DataError(f"Cannot read the kept units {file}: {error}") from error
     for name in contents:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or path.suffix not in (".json", ".npz"):
+        path, elsewhere = PurePosixPath(name), PureWindowsPath(name).drive or "\\" in name
+        outside = path.is_absolute() or ".." in path.parts or elsewhere
+        if outside or path.suffix not in (".json", ".npz"):
             raise DataError(f"{file} holds no kept units: '{name}' is none.")
     missing = [name for name in contents if not (root / name).exists()]
     for name in sorted(missing, key=lambda name: "/runs/" not in name):  # a unit after its runs

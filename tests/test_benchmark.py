@@ -944,6 +944,8 @@ def test_kept_units_are_done_and_give_the_same_table(done, tmp_path, sample_path
         ("../out.json", tarfile.REGTYPE),
         ("/out.json", tarfile.REGTYPE),
         ("time/0/Pop.pt", tarfile.REGTYPE),
+        ("..\\out.json", tarfile.REGTYPE),
+        ("C:out.json", tarfile.REGTYPE),
         ("time/0/link.json", tarfile.SYMTYPE),
         ("time", tarfile.DIRTYPE),
     ],

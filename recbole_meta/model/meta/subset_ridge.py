@@ -82,15 +82,15 @@ class SubsetRidge(MetaRecommender):
         size = directions.shape[1] or warm.n_items
         maps = np.empty((len(shots), size, warm.n_items), dtype=kind if few else np.float64)
         found = []
-        for k, place in zip(shots, maps, strict=True):  # one at a time: they are large
+        for k, place in zip(shots, maps, strict=True):
             ridge = x, k, self.settings.reg_weight * k**2, power
+            one = over_items(*ridge) if turn is None else over_users(*ridge, kind)
             if turn is None:
-                one = over_items(*ridge)
                 place[:] = one.map
             else:
-                one = over_users(*ridge, kind)
                 np.matmul(turn, one.map, out=place)
             found.append(one._replace(map=place))
+            del one  # there is one of them at a time: they are large
         self.keep("shots", np.array(shots, dtype=np.int64))
         self.keep("directions", directions)  # V [I, R]; none where users are many
         self.keep("mean", np.stack([warm.pop, *(each.mean for each in found)]))  # [1 + K, I]
