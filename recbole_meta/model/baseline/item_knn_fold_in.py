@@ -35,7 +35,8 @@ class ItemKNNFoldIn(FoldInRecommender):
 
     def weights(self, warm: WarmUsers) -> np.ndarray:
         w, norm = warm.gram.copy(), np.sqrt(warm.gram.diagonal())
-        row, column = w.nonzero()
+        entries = w.tocoo()  # in the order of w's data
+        row, column = entries.row, entries.col
         w.data /= np.maximum(norm[row] * norm[column] + self.settings.shrink, 1e-12)
         w.data[row == column] = 0
         if self.settings.neighbours:
