@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_meta.benchmark import Benchmark, Judging, Row, read_benchmark
+from recbole_meta.benchmark import Benchmark, Judging, Row
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.evaluation.controls import CONTROLS, Control
@@ -39,6 +39,7 @@ from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
 from recbole_meta.fitting import fit_learner, judge_learner, load_learner
 from recbole_meta.outcome import valid_metric
+from recbole_meta.reading import read_benchmark
 from recbole_meta.stage import Stage, load_stage
 from recbole_meta.trainer import Trainer
 from recbole_meta.unit import Site

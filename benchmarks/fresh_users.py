@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_meta.benchmark import Judging, read_benchmark
+from recbole_meta.benchmark import Judging
 from recbole_meta.errors import SettingError
 from recbole_meta.evaluation.entries import Entry, Values, benchmark_page, champion, gain, paired
 from recbole_meta.evaluation.significance import holm, wilcoxon_p
+from recbole_meta.reading import read_benchmark
 from recbole_meta.report.units import entries_of, lead_of, primary_of
 from recbole_meta.unit import Site
 

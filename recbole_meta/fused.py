@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_meta.benchmark import Row, read_row
+from recbole_meta.benchmark import Row
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
 from recbole_meta.errors import SettingError, nearest
 from recbole_meta.evaluation.entries import check_names, slug
@@ -32,6 +32,7 @@ from recbole_meta.objective_fitting import (
     train_set,
 )
 from recbole_meta.outcome import thread_limit
+from recbole_meta.reading import read_row
 from recbole_meta.search import digest
 from recbole_meta.settings import (
     Count,

@@ -20,7 +20,7 @@ from recbole_meta.behaviour_fitting import (
     fit_behaviour,
     judged_objectives,
 )
-from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.benchmark import Row, Settings
 from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.behaviours import Behaviours, open_behaviours, prepare_behaviours
@@ -37,6 +37,7 @@ from recbole_meta.objective_fitting import (
     multitask_model,
 )
 from recbole_meta.outcome import thread_limit
+from recbole_meta.reading import read_row
 from recbole_meta.search import digest
 from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
 from recbole_meta.tracking import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_meta.benchmark import Row, Settings, read_row
+from recbole_meta.benchmark import Row, Settings
 from recbole_meta.choice import choose_model, is_closed_form
 from recbole_meta.compat import recbole_model_names
 from recbole_meta.data.objectives import read_objectives
@@ -28,6 +28,7 @@ from recbole_meta.evaluation.entries import check_names, slug
 from recbole_meta.evaluation.rows import check_row_metric, direction
 from recbole_meta.model import row_models
 from recbole_meta.outcome import thread_limit
+from recbole_meta.reading import read_row
 from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_model
 from recbole_meta.row_recbole import OBJECTIVE, check_ranker_settings, fit_ranker_of_rows
 from recbole_meta.row_table import Finished, row_table

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recbole_meta.benchmark import Benchmark, Search, read_benchmark
+from recbole_meta.benchmark import Benchmark, Search
 from recbole_meta.choice import choose_model
 from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
@@ -31,6 +31,7 @@ from recbole_meta.evaluation.entries import FAILED, slug
 from recbole_meta.judging import RowJudge, unit_name
 from recbole_meta.outcome import thread_limit
 from recbole_meta.progress import LOG, Log, said_left, seconds_left
+from recbole_meta.reading import read_benchmark
 from recbole_meta.room import Peak, Room
 from recbole_meta.search import Searches
 from recbole_meta.tracking import check_writable, write_atomically

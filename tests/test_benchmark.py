@@ -24,13 +24,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from recbole_meta import judging, search, sweep
-from recbole_meta.benchmark import Row, read_benchmark
+from recbole_meta.benchmark import Row
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError
 from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
 from recbole_meta.progress import LOG, Log
 from recbole_meta.quick_start import run
+from recbole_meta.reading import read_benchmark
 from recbole_meta.report import benchmark_table
 from recbole_meta.study import Study
 from recbole_meta.sweep import Sweep, run_benchmark
@@ -233,6 +234,10 @@ BAD = [
     (one("trained", seeds=[2**32]), f"must be below {2**32}, found {2**32}"),
     (one("search", trials=0), "searches: 'trials' must be at least 1, found 0"),
     (one("search", split=9), "'split' must be below folds"),
+    (
+        changed(trained=PAGE["trained"] | {"searches": PAGE["trained"]["searches"] * 2}),
+        "no entry uses a search of 'time'",
+    ),
     (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
     (one("setting", splits=[]), "'time' has no splits"),
     (one("setting", splits=["0"]), "'splits' must be of type int, found '0'"),
@@ -281,6 +286,40 @@ def test_a_page_of_two_data_sets_is_their_pages_side_by_side(tmp_path, sample_pa
     table, _ = benchmark_table(file, tmp_path / "runs", tmp_path)
     rows = json.loads(table.read_text("utf-8"))
     assert {row["dataset"] for row in rows} == {"tiny", "less"}
+
+
+def test_an_entry_with_a_search_of_its_own_is_judged_with_it(tmp_path, go):
+    first, search = PAGE["settings"][0], PAGE["trained"]["searches"][0]
+    entries = [first, first | {"name": "own", "splits": [1]}, first | {"name": "none"}]
+    searches = [search, search | {"setting": "own", "split": 1}]
+    trained = PAGE["trained"] | {"searches": searches, "rows": PAGE["trained"]["rows"][:1]}
+    file = write(tmp_path, changed(settings=entries, rows=PAGE["rows"][:1], trained=trained))
+    benchmark = read_benchmark(file)
+    names = [benchmark.search_of(entry).setting for entry in benchmark.settings]
+    assert names == ["time", "own", "time"]
+    runs = tmp_path / "runs"
+    go(file, runs)
+    trials = list((runs / "small" / "search").rglob("EASE/*.json"))
+    tried = sorted({json.loads(f.read_text("utf-8"))["settings"]["reg_weight"] for f in trials})
+    wanted = dict(zip(("time", "own"), tried, strict=True))
+    for path in trials:  # as if the two searches had found opposite settings the better
+        trial = json.loads(path.read_text("utf-8"))
+        best = trial["settings"]["reg_weight"] == wanted[path.parts[-3]]
+        path.write_text(json.dumps(trial | {"valid": {"ndcg@10": float(best)}}), "utf-8")
+    go(file, runs)
+    units = units_of(runs / "small")
+    for name, source in (
+        ("time/0", "time"),
+        ("time/1", "time"),
+        ("own/1", "own"),
+        ("none/0", "time"),
+    ):
+        assert units[f"{name}/EASE-k2.json"]["chosen"] == {"2": {"reg_weight": wanted[source]}}
+    page = benchmark_table(file, runs, tmp_path)[0].with_suffix(".md").read_text("utf-8")
+    first, own, none = re.split("## (?:own|none):", page)
+    assert "on valid of split 0 of `time`" in first
+    assert "on valid of split 1 of `own`" in own
+    assert "`time` sees users and rows that the splits here hold back" in none
 
 
 def test_unknown_files_data_and_folders(tmp_path, sample_path, prepared_path):

@@ -64,6 +64,7 @@ FLOORS = {
     "terminal": 4,
     "quick_start": 4,
     "benchmark": 4,
+    "reading": 4,
     "groups": 4,
     "cards": 4,
     "kept": 4,

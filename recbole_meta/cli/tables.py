@@ -88,8 +88,8 @@ def add_commands(command: Command) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from recbole_meta.benchmark import read_benchmark
     from recbole_meta.kept import put_back
+    from recbole_meta.reading import read_benchmark
     from recbole_meta.sweep import run_benchmark
 
     if options.kept is not None:

@@ -22,9 +22,9 @@ class Section:
         return lead_of({"metrics": {row["metric"] for row in self.rows}})
 
     @property
-    def order(self) -> str:
-        """The order of its rows."""
-        return str(self.rows[0]["order"])
+    def stream(self) -> tuple[str, str]:
+        """The data set and the order of its rows: entries that share both may share a search."""
+        return str(self.rows[0]["dataset"]), str(self.rows[0]["order"])
 
 
 def markdown(
@@ -77,8 +77,9 @@ def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any])
     name = section.judging["name"]
     by_name = {other.judging["name"]: other for other in sections}
     source = section.judging.get("trained_from", name)
-    order = by_name[source].order
-    search = next(s for s in file["trained"]["searches"] if by_name[s["setting"]].order == order)
+    stream = by_name[source].stream
+    searches = sorted(file["trained"]["searches"], key=lambda s: s["setting"] != source)
+    search = next(s for s in searches if by_name[s["setting"]].stream == stream)
     kinds = []
     if "recbole" in here.values():
         kinds.append(f" RecBole's models: one search of {search['trials']} trials at k = "
