@@ -8,7 +8,8 @@ import pytest
 from recbole_meta import fused as module
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, SettingError
-from recbole_meta.fused import read_fused, run_fused
+from recbole_meta.fused import run_fused
+from recbole_meta.fused_page import fused_page, read_fused
 from recbole_meta.fused_table import _regret, fused_table
 from recbole_meta.settings import names
 
@@ -208,7 +209,7 @@ def test_pages_that_would_stop_in_the_middle_are_refused(tmp_path, found, change
 def test_pages_of_ours_are_read(name):
     from recbole_meta.data.objectives import read_behaviours
 
-    read_fused(name, tuple(read_behaviours(module.fused_page(name)[1].dataset)))
+    read_fused(name, tuple(read_behaviours(fused_page(name)[1].dataset)))
 
 
 def test_of_a_head_that_finds_nothing_no_share_is_lost():
