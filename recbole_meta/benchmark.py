@@ -40,7 +40,7 @@ class Row:
     model: str
     fixed: dict[str, Any]
     grid: dict[str, Any]
-    seeds: tuple[Count, ...]  # that it is judged with, if it trains: the mean of each user
+    seeds: tuple[Count, ...]  # that it is judged with, if it trains or draws: the mean of each user
 
     def trials(self, number: int) -> list[Settings]:
         """At most ``number`` different settings, drawn once and for all without replacement."""

@@ -47,6 +47,11 @@ class ModelChoice:
         """The group it stands in in a table."""
         return self.cls.group if self.ours else "recbole"
 
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether it depends on the seed though it has no epochs."""
+        return bool(self.ours and self.cls.draws_at_random)
+
     def reads(self, settings: Mapping[str, Any], feedback: str, side: str) -> str:
         """What it reads beside the pairs with these settings, all of them; ``side``: of a task."""
         if self.ours:

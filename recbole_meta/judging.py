@@ -29,7 +29,7 @@ class RowJudge:
         self.site, self.searches = site, searches
         self._stages: dict[tuple[str, ...], Stage] = {}
 
-    def closed_form(self, judging: Judging, split: int, row: Row) -> dict[str, Any]:
+    def closed_form(self, judging: Judging, split: int, row: Row, seed: int) -> dict[str, Any]:
         """Every trial on valid at every k, then the best of each k on test."""
         prepared = self.site.prepared(judging, split)
         choice = choose_model(row.model)
@@ -39,11 +39,10 @@ class RowJudge:
         scores: list[dict[str, float]] = []
         trials, trainer = row.trials(self.site.benchmark.trials), None
         for trial in trials:
-            stage = self._stage(choice, prepared, "valid", trial)
+            stage = self._stage(choice, prepared, "valid", seed, trial)
             start, trainer = time.perf_counter(), None  # one fit at a time: they may be large
-            trainer = fit_learner(
-                choice, stage, config=self._config(choice, prepared, "valid", trial)
-            )
+            config = self._config(choice, prepared, "valid", seed, trial)
+            trainer = fit_learner(choice, stage, config=config)
             fit = time.perf_counter() - start
             scores.append({})
             for k in prepared.shots:
@@ -57,9 +56,9 @@ class RowJudge:
             asked = [k for k, entry in best.items() if entry[1] is trial]
             if not asked:
                 continue
-            last = self._stage(choice, prepared, "test", trial)
+            last = self._stage(choice, prepared, "test", seed, trial)
             if trainer is None or trial is not trials[-1] or last is not stage:
-                config, trainer = self._config(choice, prepared, "test", trial), None
+                config, trainer = self._config(choice, prepared, "test", seed, trial), None
                 trainer = fit_learner(choice, last, config=config)
             for k in asked:
                 _, _, valid, fit = best[k]
@@ -68,7 +67,6 @@ class RowJudge:
                 seconds = {"fit": fit, "evaluate": time.perf_counter() - start}
                 used = used_settings(choice, trainer.config, trial)
                 outcome = Outcome(k, valid, test, seconds, used)
-                seed = self.site.benchmark.seed
                 runs[str(k)] = self._write(row, choice, judging, split, prepared, seed, outcome)
         runs = {str(k): runs[str(k)] for k in best}
         named = {str(k): entry[1] for k, entry in best.items()}
@@ -136,27 +134,28 @@ class RowJudge:
         return True
 
     def _stage(
-        self, choice: ModelChoice, prepared: Prepared, phase: str, settings: Settings
+        self, choice: ModelChoice, prepared: Prepared, phase: str, seed: int, settings: Settings
     ) -> Stage:
-        """Loaded once per training file and settings of batches: most rows of ours share it."""
+        """Loaded once per training file, seed and settings of batches: most rows of ours share
+        it.
+        """
         values = model_page(choice) | settings
         batches = {name: values[name] for name in _OF_BATCHES if name in values}
         train = prepared.train_name(phase, prepared.shots[0])
-        key = (prepared.name, train, str(choice.cls.input_type), json.dumps(batches))
+        key = (prepared.name, train, str(seed), str(choice.cls.input_type), json.dumps(batches))
         if key not in self._stages:
             while len(self._stages) > 1:  # valid's and test's of one protocol are kept
                 self._stages.pop(next(iter(self._stages)))
             self._stages[key] = load_stage(
-                choice, prepared, phase, prepared.shots[0], self.site.benchmark.seed, batches
+                choice, prepared, phase, prepared.shots[0], seed, batches
             )
         return self._stages[key]
 
     def _config(
-        self, choice: ModelChoice, prepared: Prepared, phase: str, settings: Settings
+        self, choice: ModelChoice, prepared: Prepared, phase: str, seed: int, settings: Settings
     ) -> Any:
         """A trial's own Config: what a row sets on a shared one, the next row would find there."""
-        k, seed = prepared.shots[0], self.site.benchmark.seed
-        return stage_config(choice, prepared, phase, k, seed, settings)
+        return stage_config(choice, prepared, phase, prepared.shots[0], seed, settings)
 
     def _write(
         self,

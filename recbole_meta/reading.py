@@ -196,7 +196,7 @@ def _check_seeds(row: Row, where: str) -> None:
     if max(row.seeds) >= 2**32:
         raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")
     choice, epochs = choose_model(row.model), {k: v for k, v in row.fixed.items() if k == "epochs"}
-    if len(row.seeds) > 1 and is_closed_form(choice, epochs):
+    if len(row.seeds) > 1 and is_closed_form(choice, epochs) and not choice.draws_at_random:
         raise SettingError(
             f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form."
         )

@@ -27,7 +27,7 @@ from recbole_meta.benchmark import Benchmark, Search
 from recbole_meta.choice import choose_model
 from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
-from recbole_meta.evaluation.entries import FAILED, slug
+from recbole_meta.evaluation.entries import FAILED
 from recbole_meta.judging import RowJudge, unit_name
 from recbole_meta.outcome import thread_limit
 from recbole_meta.progress import LOG, Log, said_left, seconds_left
@@ -185,15 +185,17 @@ class Sweep:
         yield from self._trials()
         for judging in b.settings:
             rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
-            for split, row in itertools.product(judging.splits, rows):
+            runs = [(row, seed) for row in rows for seed in row.seeds]
+            for split, (row, seed) in itertools.product(judging.splits, runs):
+                name = unit_name(row, None, seed, b.seed)
                 yield Unit(
-                    self.folder / judging.name / str(split) / f"{slug(row.name)}.json",
+                    self.folder / judging.name / str(split) / f"{name}.json",
                     row,
                     (judging.name,),
                     None,
-                    partial(self.judge.closed_form, judging, split, row),
+                    partial(self.judge.closed_form, judging, split, row, seed),
                     partial(dict, trials=row.trials(b.trials)),
-                    partial(self.judge.agrees, judging, split, row, None, b.seed),
+                    partial(self.judge.agrees, judging, split, row, None, seed),
                 )
         yield from self._trained()
 

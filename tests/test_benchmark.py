@@ -558,6 +558,34 @@ def test_another_seed_is_run_and_what_is_there_is_not(done, tmp_path, go, caplog
     assert row["mean"] == pytest.approx(np.mean(both), abs=5e-5) and row["seeds"] == 2
 
 
+def test_seeds_of_a_closed_form_that_draws(tmp_path, go):
+    """KernelRidge draws supports under order random: each seed has its own trials and runs."""
+    entry = PAGE["settings"][0]
+    entry = entry | {"changed": entry["changed"] | {"order": "random"}, "splits": [0]}
+    row = {"name": "KernelRidge", "model": "KernelRidge", "fixed": {"draws": 2, "fills": 0},
+           "grid": {"embedding_size": [4, 8]}}  # fmt: skip
+    rows = [PAGE["rows"][0], row | {"seeds": [3, 5]}]
+    page = changed(settings=[entry], rows=rows, trained=PAGE["trained"] | {"rows": []})
+    file, folder = write(tmp_path, page), tmp_path / "runs" / "small"
+    go(file, tmp_path / "runs")
+    units, results = units_of(folder), results_of(folder)
+    pair = [units[f"time/0/{name}.json"] for name in ("KernelRidge", "KernelRidge-seed5")]
+    assert pair[0]["trials"] == pair[1]["trials"] and pair[0]["scores"] != pair[1]["scores"]
+    first, second = (results[unit["runs"]["2"]] for unit in pair)
+    assert (first[0]["seed"], second[0]["seed"]) == (3, 5) and first[1] != second[1]
+    rows = json.loads(benchmark_table(file, tmp_path / "runs", tmp_path)[0].read_text("utf-8"))
+    wanted = {
+        "model": "KernelRidge",
+        "split": "all",
+        "k": 2,
+        "slice": "rows_5_9",
+        "metric": "ndcg@10",
+    }
+    (found,) = [each for each in rows if wanted.items() <= each.items()]
+    both = [result["metrics"]["ndcg@10"] for result, _ in (first, second)]
+    assert found["mean"] == pytest.approx(np.mean(both), abs=5e-5) and found["seeds"] == 2
+
+
 @pytest.mark.parametrize("damage", ["half a unit", "no tasks", "another seed", "changed settings"])
 def test_what_is_damaged_is_made_again(done, tmp_path, go, damage):
     shutil.copytree(done.parent, tmp_path / "runs")

@@ -36,9 +36,10 @@ def benchmark_page(name: str) -> tuple[str, dict[str, Any]]:
 def seeds_of(page: dict[str, Any], row: str) -> list[int | None]:
     """The seeds that a row of a benchmark file is judged with."""
     one = [page.get("seed")]
-    for entry in page["trained"]["rows"]:
-        if entry["name"] == row:
-            return list(entry.get("seeds", page["trained"].get("seeds", one)))
+    for part, usual in ((page["trained"], page["trained"].get("seeds", one)), (page, one)):
+        for entry in part["rows"]:
+            if entry["name"] == row:
+                return list(entry.get("seeds", usual))
     return one
 
 

@@ -65,6 +65,7 @@ class MetaRecommender(GeneralRecommender):
     reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
     reads_ratings = False  # of a ranking's support, in the place of labels; by its settings
     newcomers: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be served by a saved one
+    draws_at_random: ClassVar[bool] = False  # in `prepare`: the seed counts without epochs, too
     settings: MetaSettings
 
     def __init__(self, config, dataset):

@@ -76,6 +76,7 @@ class Blend(MetaRecommender):
     """
 
     sides = ("user",)
+    draws_at_random = True
     settings: BlendSettings
 
     def __init__(self, config, dataset):

@@ -132,6 +132,7 @@ class KernelRidge(UserFieldsRecommender):
     """
 
     sides = ("user",)
+    draws_at_random = True
     settings: KernelRidgeSettings
 
     def __init__(self, config, dataset):
