@@ -50,7 +50,7 @@ class Tree:
 
     def run(
         self, model, values, valid, entry="time", split=0, k=5, query="after",
-        feedback="implicit", slices=None, seed=0,
+        feedback="implicit", slices=None, seed=0, reads="ids",
     ):  # fmt: skip
         """One unit: ``values`` (user -> lead metric) on test, ``valid`` the mean on valid."""
         base = self.root / "runs" / "made" / entry / str(split)
@@ -66,7 +66,7 @@ class Tree:
             arrays[f"{name}/{lead}"], found[name] = column, {lead: float(np.nanmean(column))}
         np.savez(folder / "tasks.npz", **arrays)
         result = {
-            "model": model, "group": GROUP_OF[model], "reads": "ids", "dataset": "made",
+            "model": model, "group": GROUP_OF[model], "reads": reads, "dataset": "made",
             "protocol": "user_cold_curve", "order": "time", "split": split, "shots": k,
             "seed": seed, "query": query, "metrics": found[query], "slices": found,
             "valid_slices": {q: dict.fromkeys(names, valid) for q in found},
@@ -105,6 +105,18 @@ def spread(mean: float, seed: int, n: int = 40) -> dict[str, float]:
 
 
 # The unit is the user.
+
+
+def test_a_row_says_what_it_reads_where_rows_differ(tree):
+    tree.entry("time", [0])
+    tree.run("Pop", users(0.1, 0.2), valid=0.5)
+    tree.run("Ridge", users(0.3, 0.2), valid=0.5)
+    assert "| group | model (2 users) | k = 5 |" in tree.table()[1]
+    tree.run("Other", users(0.3, 0.2), valid=0.5, reads="ids +user fields")
+    text = tree.table()[1]
+    assert "| group | model (2 users) | reads | k = 5 |\n|---|---|---|---|" in text
+    assert "| floor | Pop | ids | **0.150** |" in text
+    assert "| Other | ids +user fields | " in text
 
 
 def test_a_user_of_two_splits_counts_once(tree):

@@ -107,16 +107,22 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
     rows = [r for r in rows if r["metric"] == lead and r["split"] == "all"]
     shots = sorted({r["k"] for r in rows})
     n = max(r["n_tasks"] for r in rows)
-    lines = [
-        f"| group | model ({n} users) | " + " | ".join(f"k = {k}" for k in shots) + " |",
-        "|---" * (len(shots) + 2) + "|",
-    ]
+    reads: dict[str, dict[str, None]] = {}
+    for r in rows:
+        reads.setdefault(r["model"], {})
+        if r["reads"] is not None:  # what failed does not say
+            reads[r["model"]].setdefault(r["reads"])
+    mixed = len({tuple(each) for each in reads.values() if each}) > 1
+    head = ["group", f"model ({n} users)", *(["reads"] if mixed else [])]
+    head += [f"k = {k}" for k in shots]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for model, group in dict.fromkeys((r["model"], r["group"]) for r in rows):
         cells = [
             _cell(next((r for r in rows if r["model"] == model and r["k"] == k), None))
             for k in shots
         ]
-        lines.append(f"| {group} | {model} | " + " | ".join(cells) + " |")
+        said = [" or ".join(reads[model])] if mixed else []
+        lines.append(f"| {' | '.join([group, model, *said, *cells])} |")
     return lines
 
 
