@@ -57,7 +57,7 @@ class MetaRidge(UserFieldsRecommender):
     .. math:: M_0 = (F'F + \lambda I)^{-1} F' (X - p) V (V'V + s^2 I)^{-1}
 
     A prior covariance A A' that is not diagonal says nothing new where items are learned, since
-    R A and V A take its place.
+    R A and V A take its place; with ``learn: head`` it is diagonal in the directions of the start.
     """
 
     sides = ("user",)
