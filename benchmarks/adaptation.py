@@ -34,7 +34,6 @@ from recbole_meta.benchmark import Benchmark, Judging, Row
 from recbole_meta.choice import choose_model
 from recbole_meta.errors import DataError, SettingError, nearest
 from recbole_meta.evaluation.controls import CONTROLS, Control
-from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import holm, paired_gain, wilcoxon_p
 from recbole_meta.fitting import fit_learner, judge_learner, load_learner
@@ -53,13 +52,14 @@ class Learner:
 
     def __init__(self, site: Site, judging: Judging, split: int, row: Row) -> None:
         self.choice, self.prepared = choose_model(row.model), site.prepared(judging, split)
-        self.seed, self.metric = site.benchmark.seed, valid_metric(self.prepared).name
+        self.seed, self.metric = row.seeds[0], valid_metric(self.prepared).name
         folder = site.folder / judging.name / str(split)
-        unit = json.loads((folder / f"{slug(row.name)}.json").read_text("utf-8"))
+        name = row.unit(None, self.seed, site.benchmark.seed)
+        unit = json.loads((folder / f"{name}.json").read_text("utf-8"))
         self.chosen: dict[str, Any] = unit["chosen"]
         run = site.folder / next(iter(unit["runs"].values()))
         self.train_seconds = json.loads((run / "result.json").read_text("utf-8"))["seconds"]["fit"]
-        training = folder / "training" / slug(row.name)
+        training = folder / "training" / name
         again = training / "refit" / "best.pt"
         self.path = None
         if row in site.benchmark.trained_rows:

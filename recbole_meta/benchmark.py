@@ -10,6 +10,7 @@ import numpy as np
 
 from recbole_meta.data.prepare import read_protocol
 from recbole_meta.errors import SettingError
+from recbole_meta.evaluation.entries import slug
 from recbole_meta.settings import Count, Size
 
 Settings = dict[str, Any]
@@ -26,6 +27,11 @@ class Judging:
     splits: tuple[Count, ...]
     groups: tuple[str, ...]  # whose rows of ours are judged
     trained_from: str | None  # whose runs of rows that train are read; itself: they run here
+
+    @property
+    def order(self) -> str:
+        """The order of its rows."""
+        return read_protocol(self.protocol, **self.changed).order
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Row:
             together = name.split(",")
             settings |= dict(zip(together, value if len(together) > 1 else [value], strict=True))
         return settings
+
+    def unit(self, k: int | None, seed: int, first: int) -> str:
+        """The name of a unit's file; the benchmark's own seed, the ``first``, is not in it."""
+        name = slug(self.name) if k is None else f"{slug(self.name)}-k{k}"
+        return name if seed == first else f"{name}-seed{seed}"
 
     def has_more_than(self, number: int) -> bool:
         """Whether the grid has more points than this; a range has."""
@@ -111,15 +122,11 @@ class Benchmark:
 
     def search_of(self, judging: Judging) -> Search:
         """The entry's own search, else the first of its data set and order."""
-        wanted = judging.dataset, _order(judging)
+        wanted = judging.dataset, judging.order
         for search in sorted(self.searches, key=lambda s: s.setting != judging.name):
             other = self.judging(search.setting)
-            if (other.dataset, _order(other)) == wanted:
+            if (other.dataset, other.order) == wanted:
                 return search
         raise SettingError(
             f"Benchmark '{self.name}' has no search for {wanted[0]}, order '{wanted[1]}'."
         )
-
-
-def _order(judging: Judging) -> str:
-    return read_protocol(judging.protocol, **judging.changed).order

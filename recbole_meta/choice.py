@@ -47,18 +47,22 @@ class ModelChoice:
         """The group it stands in in a table."""
         return self.cls.group if self.ours else "recbole"
 
-    @property
-    def draws_at_random(self) -> bool:
-        """Whether it depends on the seed though it has no epochs."""
-        return bool(self.ours and self.cls.draws_at_random)
-
     def reads(self, settings: Mapping[str, Any], feedback: str, side: str) -> str:
         """What it reads beside the pairs with these settings, all of them; ``side``: of a task."""
         if self.ours:
-            kind = typing.get_type_hints(self.cls)["settings"]
-            wanted = {field.name: settings[field.name] for field in fields(kind)}
-            return self.cls.reads_with(read_settings(kind, wanted, self.name), feedback, side)
+            return self.cls.reads_with(self._read(settings), feedback, side)
         return "+ratings +user fields +item fields" if self.cls.type.name == "CONTEXT" else "ids"
+
+    def has_seed(self, settings: Mapping[str, Any]) -> bool:
+        """Whether it depends on the seed with these settings over its page: it trains, or draws."""
+        if not is_closed_form(self, settings):
+            return True
+        return bool(self.ours and self._read(model_page(self) | dict(settings)).draws_at_random)
+
+    def _read(self, settings: Mapping[str, Any]) -> Any:
+        kind = typing.get_type_hints(self.cls)["settings"]
+        wanted = {field.name: settings[field.name] for field in fields(kind)}
+        return read_settings(kind, wanted, self.name)
 
     def feedback(self) -> tuple[str, ...]:
         """The kinds of feedback that it can be judged on."""

@@ -81,7 +81,7 @@ class RowJudge:
             return None
         prepared = self.site.prepared(judging, split)
         choice = choose_model(row.model)
-        name = unit_name(row, None, seed, self.site.benchmark.seed)
+        name = row.unit(None, seed, self.site.benchmark.seed)
         training = self.site.folder / judging.name / str(split) / "training" / name
         if k is None:
             outcomes = list(judge_all(choice, prepared, seed, settings, folder=training))
@@ -172,9 +172,3 @@ class RowJudge:
             self.site.folder / judging.name / str(split) / "runs", named, prepared, seed, outcome
         )
         return str(folder.relative_to(self.site.folder))
-
-
-def unit_name(row: Row, k: int | None, seed: int, first: int) -> str:
-    """The name of a unit's file; the benchmark's own seed, the ``first``, is not in it."""
-    name = slug(row.name) if k is None else f"{slug(row.name)}-k{k}"
-    return name if seed == first else f"{name}-seed{seed}"

@@ -14,6 +14,7 @@ from recbole_meta.settings import Count, Size, read_settings
 from recbole_meta.study import check_optuna
 
 R = TypeVar("R", bound=Row)
+_SOME = 100  # settings of a grid that are asked whether the seed counts
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _check(b: Benchmark) -> None:
     if not b.settings:
         raise SettingError(f"{where}: 'settings' is empty, so nothing is judged.")
     entries = [judging.name for judging in b.settings]
-    for names in (entries, [row.name for row in (*b.rows, *b.trained_rows)]):
+    for names in (entries, [row.name for row in (*b.rows, *b.trained_rows)], _units(b)):
         check_names(names, where)
     sources = [j.trained_from for j in b.settings if j.trained_from is not None]
     for name in (*sources, *(search.setting for search in b.searches)):
@@ -174,11 +175,25 @@ def _check(b: Benchmark) -> None:
         _check_used(b, where)
 
 
+def _units(b: Benchmark) -> list[str]:
+    """The names of the units of an entry's split, RecBole's per k."""
+    names = [row.unit(None, seed, b.seed) for row in b.rows for seed in row.seeds]
+    for row in b.trained_rows:
+        shots = (None,) if choose_model(row.model).ours else b.trained_shots
+        names += [row.unit(k, seed, b.seed) for seed in row.seeds for k in shots]
+    return names
+
+
 def _check_used(b: Benchmark, where: str) -> None:
+    """Every entry has one search at most, and every search an entry."""
+    settings = [search.setting for search in b.searches]
+    for name in settings:
+        if settings.count(name) > 1:
+            raise SettingError(f"{where}: '{name}' has {settings.count(name)} searches, not one.")
     used = [b.search_of(judging) for judging in b.settings if judging.trained_from == judging.name]
     for search in b.searches:
-        if not any(search is one for one in used):
-            raise SettingError(f"{where}: no entry uses a search of '{search.setting}'.")
+        if search not in used:
+            raise SettingError(f"{where}: no entry uses the search of '{search.setting}'.")
 
 
 def _check_options(row: Row) -> None:
@@ -195,10 +210,11 @@ def _check_seeds(row: Row, where: str) -> None:
         raise SettingError(f"{where} must be different and at least one, found {list(row.seeds)}.")
     if max(row.seeds) >= 2**32:
         raise SettingError(f"{where} must be below {2**32}, found {max(row.seeds)}.")
-    choice, epochs = choose_model(row.model), {k: v for k, v in row.fixed.items() if k == "epochs"}
-    if len(row.seeds) > 1 and is_closed_form(choice, epochs) and not choice.draws_at_random:
+    choice, trials = choose_model(row.model), row.ends().trials(_SOME)
+    if len(row.seeds) > 1 and not any(choice.has_seed(trial) for trial in trials):
         raise SettingError(
-            f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form."
+            f"{where} must be one, found {list(row.seeds)}: {row.model} is a closed form that "
+            "draws nothing."
         )
 
 
@@ -210,6 +226,13 @@ def _check_entry(b: Benchmark, judging: Judging) -> None:
         if group not in GROUPS:
             raise SettingError(f"{where}: unknown group '{group}'. {nearest(group, GROUPS)}")
     rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
+    if judging.order != "random":
+        for row in rows:
+            if len(row.seeds) > 1:
+                raise SettingError(
+                    f"{where}: '{row.name}' has {len(row.seeds)} seeds, and closed forms draw "
+                    f"under order random alone, not for '{judging.name}'."
+                )
     if judging.trained_from == judging.name and b.trained_rows:
         rows += b.trained_rows
         b.search_of(judging)

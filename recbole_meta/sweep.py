@@ -28,7 +28,7 @@ from recbole_meta.choice import choose_model
 from recbole_meta.data.source import find_dataset
 from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.evaluation.entries import FAILED
-from recbole_meta.judging import RowJudge, unit_name
+from recbole_meta.judging import RowJudge
 from recbole_meta.outcome import thread_limit
 from recbole_meta.progress import LOG, Log, said_left, seconds_left
 from recbole_meta.reading import read_benchmark
@@ -187,7 +187,7 @@ class Sweep:
             rows = [row for row in b.rows if choose_model(row.model).group in judging.groups]
             runs = [(row, seed) for row in rows for seed in row.seeds]
             for split, (row, seed) in itertools.product(judging.splits, runs):
-                name = unit_name(row, None, seed, b.seed)
+                name = row.unit(None, seed, b.seed)
                 yield Unit(
                     self.folder / judging.name / str(split) / f"{name}.json",
                     row,
@@ -228,7 +228,7 @@ class Sweep:
             trials = tuple(t.file for t in self.searches.trials(row, b.search_of(judging)))
             shots = (None,) if choose_model(row.model).ours else b.trained_shots
             for seed, split, k in itertools.product(row.seeds, judging.splits, shots):
-                name = unit_name(row, k, seed, b.seed)
+                name = row.unit(k, seed, b.seed)
                 yield Unit(
                     self.folder / judging.name / str(split) / f"{name}.json",
                     row,

@@ -236,7 +236,42 @@ BAD = [
     (one("search", split=9), "'split' must be below folds"),
     (
         changed(trained=PAGE["trained"] | {"searches": PAGE["trained"]["searches"] * 2}),
-        "no entry uses a search of 'time'",
+        "'time' has 2 searches, not one",
+    ),
+    (
+        changed(
+            settings=[
+                *PAGE["settings"],
+                PAGE["settings"][0] | {"name": "b", "trained_from": "time"},
+            ],
+            trained=PAGE["trained"]
+            | {
+                "searches": [
+                    {"setting": "b", "split": 0, "shots": 2, "trials": 2},
+                    *PAGE["trained"]["searches"],
+                ]
+            },
+        ),
+        "no entry uses the search of 'b'",
+    ),
+    (
+        one("row", name="K", model="KernelRidge", fixed={"draws": 2}, seeds=[3, 4]),
+        "'K' has 2 seeds, and closed forms draw under order random alone, not for 'time'",
+    ),
+    (
+        one("row", model="KernelRidge", fixed={"draws": 1}, seeds=[3, 4]),
+        "must be one, found [3, 4]: KernelRidge is a closed form that draws nothing",
+    ),
+    (
+        one("row", model="Blend", fixed={"epochs": 0, "members": {"Pop": {}}}, seeds=[3, 4]),
+        "must be one, found [3, 4]: Blend is a closed form that draws nothing",
+    ),
+    (
+        changed(
+            trained=PAGE["trained"]
+            | {"rows": [*PAGE["trained"]["rows"], {"name": "EASE-k2", "model": "MeLU"}]}
+        ),
+        "'EASE-k2' stands there twice",
     ),
     (one("setting", name=5), "settings: 'name' must be of type str, found 5"),
     (one("setting", splits=[]), "'time' has no splits"),

@@ -119,6 +119,18 @@ def test_a_row_says_what_it_reads_where_rows_differ(tree):
     assert "| Other | ids +user fields | " in text
 
 
+def test_what_the_splits_of_a_row_read_is_all_named(tree):
+    tree.entry("time", [0, 1])
+    for split in (0, 1):
+        tree.run("Pop", users(0.1, 0.2), valid=0.5, split=split)
+    tree.run("Ridge", users(0.3, 0.2), valid=0.5)
+    tree.run("Ridge", users(0.3, 0.2), valid=0.5, split=1, reads="ids +ratings")
+    rows, text = tree.table()
+    cell = {"model": "Ridge", "split": "all", "metric": "ndcg@10", "slice": "after", "k": 5}
+    assert pick(rows, **cell)["reads"] == "ids or ids +ratings"
+    assert "| ours | Ridge | ids or ids +ratings | " in text
+
+
 def test_a_user_of_two_splits_counts_once(tree):
     """u1 and u2 are judged twice: their values are averaged first, then users."""
     tree.entry("time", [0, 1])

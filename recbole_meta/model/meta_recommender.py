@@ -37,6 +37,11 @@ class MetaSettings:
     epochs: Count  # training epochs; 0: a closed form, fitted by ``prepare``
     chunk_size: Size | None  # tasks that are lifted at once, bounds what judging needs; ~: all
 
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether ``prepare`` does, under order random, so that a closed form has a seed."""
+        return False
+
 
 @dataclass(frozen=True)
 class TrainedSettings(MetaSettings):
@@ -65,7 +70,6 @@ class MetaRecommender(GeneralRecommender):
     reads_labels: ClassVar[bool] = False  # of a support: a ranking's says dislikes, too
     reads_ratings = False  # of a ranking's support, in the place of labels; by its settings
     newcomers: ClassVar[tuple[str, ...]] = ("user", "item")  # who may be served by a saved one
-    draws_at_random: ClassVar[bool] = False  # in `prepare`: the seed counts without epochs, too
     settings: MetaSettings
 
     def __init__(self, config, dataset):

@@ -20,9 +20,9 @@ def choices(root: Path, file: dict[str, Any]) -> list[str]:
         if "grid" in row and mine:
             lists = [options for options in row["grid"].values() if isinstance(options, list)]
             points = math.prod(map(len, lists)) if len(lists) == len(row["grid"]) else math.inf
-            tried = len(mine[0].get("trials", [])) or min(
-                points, file["trained"]["searches"][0]["trials"]
-            )
+            numbers = {min(points, search["trials"]) for search in file["trained"]["searches"]}
+            here = len(mine[0].get("trials", []))
+            tried = here or " or ".join(map(str, sorted(numbers)))
             chosen = [
                 settings
                 for unit in mine

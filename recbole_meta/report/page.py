@@ -90,14 +90,15 @@ def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any])
     said += ";".join(kinds) + (
         f", on valid of split {search['split']} of `{search['setting']}`, for all k and splits"
     )
-    if search["setting"] != source:
+    if search["setting"] not in (source, name):
         said += f"; `{search['setting']}` sees users and rows that the splits here hold back"
     elif len(section.judging["splits"]) > 1:
         said += "; users of that valid are judged in other splits"
     said += "."
     if source != name:
+        both = "search and early stopping" if search["setting"] != name else "early stopping"
         said += (
-            f" They are the runs of `{source}`: **search and early stopping chose by its query, "
+            f" They are the runs of `{source}`: **{both} chose by its query, "
             f"{by_name[source].primary}**, not by this one, to their disadvantage."
         )
     return said

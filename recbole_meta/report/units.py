@@ -54,8 +54,9 @@ def entries_of(root: Path, judging: dict[str, Any], file: dict[str, Any]) -> dic
     by_k: dict[int, list[Entry]] = {}
     for (k, row), runs in found.items():
         if len(runs) == len(judging["splits"]) * len(seeds_of(file, row)):
-            about = runs[0].result
-            by_k.setdefault(k, []).append(Entry(row, about["group"], about["reads"], tuple(runs)))
+            reads = " or ".join(dict.fromkeys(run.result["reads"] for run in runs))
+            entry = Entry(row, runs[0].result["group"], reads, tuple(runs))
+            by_k.setdefault(k, []).append(entry)
     return by_k
 
 

@@ -41,6 +41,11 @@ class BlendSettings(TrainedSettings):
         if self.epochs and not any(trained):
             raise SettingError("Blend: no member trains, so 'epochs' must be 0.")
 
+    @property
+    def draws_at_random(self) -> bool:
+        members = (_read_member(name, given) for name, given in self.members.items())
+        return any(member.draws_at_random for member in members)
+
 
 def _may_join(kind: type) -> bool:
     return not issubclass(kind, Blend) and "implicit" in kind.feedback
@@ -76,7 +81,6 @@ class Blend(MetaRecommender):
     """
 
     sides = ("user",)
-    draws_at_random = True
     settings: BlendSettings
 
     def __init__(self, config, dataset):

@@ -48,6 +48,10 @@ class KernelRidgeSettings(MetaSettings):
         if not any(any(getattr(self, name)) for name in KERNELS):
             raise SettingError(f"KernelRidge: all weights of {', '.join(KERNELS)} are 0.")
 
+    @property
+    def draws_at_random(self) -> bool:
+        return self.draws > 1
+
 
 class Ridge:
     """A ridge over E episodes whose kernel matrix is K = Z Z' = Q diag(e) Q', for any lambda.
@@ -132,7 +136,6 @@ class KernelRidge(UserFieldsRecommender):
     """
 
     sides = ("user",)
-    draws_at_random = True
     settings: KernelRidgeSettings
 
     def __init__(self, config, dataset):
