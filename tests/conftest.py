@@ -51,7 +51,7 @@ def ml100k() -> Path:
 @pytest.fixture(scope="session")
 def make_world(tmp_path_factory) -> Callable:
     """``make_world(rows, protocol, **settings)``: rows (user, item, rating, time), prepared;
-    ``genres``: item -> its genres.
+    ``genres``: item -> its genres, or numbers where ``kind`` is 'float_seq'.
     """
     from recbole_meta.data.prepare import prepare, read_protocol
     from recbole_meta.data.prepared import open_prepared
@@ -59,14 +59,14 @@ def make_world(tmp_path_factory) -> Callable:
     name = "ml-100k"  # its page names a rating field
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
 
-    def make(rows, protocol: str, genres=None, **settings):
+    def make(rows, protocol: str, genres=None, kind="token_seq", **settings):
         folder = tmp_path_factory.mktemp("world")
         (folder / name).mkdir()
         text = "\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n"
         (folder / name / f"{name}.inter").write_text(text, encoding="utf-8")
         if genres is not None:
-            lines = [f"{item}\t{' '.join(said)}" for item, said in genres.items()]
-            table = "\n".join(["item_id:token\tclass:token_seq", *lines]) + "\n"
+            lines = [f"{item}\t{' '.join(map(str, said))}" for item, said in genres.items()]
+            table = "\n".join([f"item_id:token\tclass:{kind}", *lines]) + "\n"
             (folder / name / f"{name}.item").write_text(table, encoding="utf-8")
             page = "user: user_id\nitem: item_id\nrating: rating\nitem_features: [class]\n"
             (folder / name / f"{name}.yaml").write_text(page, encoding="utf-8")

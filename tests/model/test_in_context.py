@@ -235,6 +235,26 @@ def test_two_items_of_the_same_fields_are_one_without_ids(worlds, fit) -> None:
     assert torch.equal(one, twin) and torch.equal(one, new) and not torch.equal(one, other)
 
 
+def test_items_are_told_apart_by_content_vectors_alone(make_world, fit) -> None:
+    """Half of the users take items of one direction, half of the other."""
+    rng = np.random.default_rng(5)
+    vectors = {f"i{n}": [1.0 - n % 2, n % 2 + 0.001 * n] for n in range(24)}
+    rows = []
+    for user in range(50):
+        items = rng.permutation(np.arange(user % 2, 24, 2))[:10]
+        rows += [(f"u{user}", f"i{item}", 5, time) for time, item in enumerate(items)]
+    curve = {"shots": [0, 1, 3], "reserve": 4, "horizon": 3, "eligible": 8, "folds": 0}
+    prepared = make_world(rows, "user_cold_curve", vectors, "float_seq", **curve)
+    changes = dict(item_id=False, item_fields=True, epochs=30, learning_rate=0.01, stopping_step=30)
+    fitted = fit(prepared, "InContext", **changes, user_id=False)
+    ids = fitted.id_of("item")
+    even = [ids[f"i{n}"] for n in range(0, 24, 2)]
+    odd = [ids[f"i{n}"] for n in range(1, 24, 2)]
+    after_even, after_odd = fitted.scores_after(even[:3], odd[:3])
+    assert after_even[even[3:]].min() > after_even[odd].max()
+    assert after_odd[odd[3:]].min() > after_odd[even].max()
+
+
 def test_supports_of_other_items_move_the_scores(worlds, fit) -> None:
     """Without a closed form it is the transformer that does."""
     same = dict(closed_form=False, epochs=3, learning_rate=0.01)
