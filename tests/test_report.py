@@ -31,11 +31,12 @@ class Tree:
         self.root, self.page = root, root / "made.yaml"
         self.entries: list[dict] = []
 
-    def entry(self, name: str, splits: list[int], **more) -> None:
+    def entry(self, name: str, splits: list[int], searched=False, **more) -> None:
         entry = {"name": name, "protocol": "user_cold_curve", "splits": splits, **more}
         self.entries.append(entry)
         rows = [{"name": n, "model": n, "grid": {}} for n, g in GROUP_OF.items() if g != "recbole"]
-        theirs = [{"name": n, "model": n} for n, g in GROUP_OF.items() if g == "recbole"]
+        grid = {"grid": {"a": ["b", "c"]}} if searched else {}
+        theirs = [{"name": n, "model": n} | grid for n, g in GROUP_OF.items() if g == "recbole"]
         search = {"setting": self.entries[0]["name"], "split": 0, "shots": 5, "trials": 3}
         trained = {"searches": [search], "rows": theirs}
         page = {
@@ -346,7 +347,7 @@ def test_it_is_said_on_what_the_settings_were_chosen(tree):
     tree.entry("time", [0, 1])
     tree.entry("global", [8])
     tree.entry("all", [0, 1], trained_from="time")
-    tree.entry("none", [0], trained_from=None, groups=["floor"])
+    tree.entry("none", [0], searched=True, trained_from=None, groups=["floor"])
     some = spread(0.2, 2)
     for entry, split in (("time", 0), ("time", 1), ("global", 8)):
         tree.run("Ridge", some, 0.3, entry, split, query="rows_1_10")
@@ -368,12 +369,16 @@ def test_it_is_said_on_what_the_settings_were_chosen(tree):
 
 def test_it_is_said_how_learners_that_train_were_searched(tree):
     """Beside RecBole's models, and without them."""
-    tree.entry("time", [0])
+    tree.entry("time", [0], searched=True)
     some = spread(0.2, 2)
     for model in ("Pop", "Ridge"):
         tree.run(model, some, 0.3)
     page = yaml.safe_load(tree.page.read_text("utf-8"))
     page["trained"]["rows"].append({"name": "Ridge", "model": "Ridge"})
+    tree.page.write_text(yaml.safe_dump(page), "utf-8")
+    line = tree.table()[1].split("## ")[1].splitlines()[2]
+    assert line.endswith("What trains has the page's settings: none was searched.")
+    page["trained"]["rows"][-1]["grid"] = {"a": ["b", "c"]}
     tree.page.write_text(yaml.safe_dump(page), "utf-8")
     closed = "Closed forms: at most 7 trials per k and split, on valid by this query."
     where = "on valid of split 0 of `time`, for all k and splits."

@@ -65,7 +65,7 @@ def markdown(
 
 def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any]) -> str:
     """On what the settings of a section's rows were chosen; what trains had another choice."""
-    trained = {row["name"] for row in file["trained"]["rows"]}
+    trained = {row["name"]: row for row in file["trained"]["rows"]}
     here = {row["model"]: row["group"] for row in section.rows if row["model"] in trained}
     ours = any(group != "recbole" for group in here.values())
     said = (
@@ -74,6 +74,8 @@ def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any])
     said += "on valid by this query."
     if not here:
         return said
+    if not any(trained[model].get("grid") for model in here):
+        return f"{said} What trains has the page's settings: none was searched."
     name = section.judging["name"]
     by_name = {other.judging["name"]: other for other in sections}
     source = section.judging.get("trained_from", name)
