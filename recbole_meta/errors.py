@@ -16,6 +16,10 @@ class DataError(RecboleMetaError):
     """A data set or a prepared folder that cannot be used."""
 
 
+class Diverged(DataError):
+    """A training whose loss is no number any more."""
+
+
 class LeakError(RecboleMetaError):
     """What a run would learn from contains what it is judged on."""
 

@@ -9,8 +9,10 @@ import torch
 
 from recbole_meta.choice import ModelChoice, model_page
 from recbole_meta.data.prepared import Prepared
-from recbole_meta.errors import RecboleMetaError, SettingError
+from recbole_meta.errors import Diverged, RecboleMetaError, SettingError
 from recbole_meta.evaluation.judge import Judged
+
+_RECBOLE_DIVERGED = "Training loss is nan"  # recbole/trainer/trainer.py, _check_nan
 
 Progress = Callable[[str], None]
 
@@ -78,7 +80,8 @@ def named_errors(choice: ModelChoice, config: Any) -> Iterator[None]:
         raise
     except Exception as error:
         used = ", ".join(f"{key} = {config[key]}" for key in model_page(choice))
-        raise RecboleMetaError(
+        kind = Diverged if str(error) == _RECBOLE_DIVERGED else RecboleMetaError
+        raise kind(
             f"{choice.name} stopped with {type(error).__name__}: {error} (settings: {used})"
         ) from error
 

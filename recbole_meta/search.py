@@ -11,6 +11,7 @@ from typing import Any
 from recbole_meta.benchmark import Judging, Row, Search, Settings
 from recbole_meta.choice import choose_model
 from recbole_meta.data.folders import sha256
+from recbole_meta.errors import Diverged
 from recbole_meta.evaluation.entries import SEARCH, slug
 from recbole_meta.fitting import fit_learner
 from recbole_meta.outcome import Metric, valid_metric
@@ -64,14 +65,18 @@ class Searches:
         if settings is None:
             point = self._ask(row, search, trial, metric)
             settings, told = row.at(point), {"number": trial.number, "point": point}
-        if choice.ours:
-            stage = load_stage(choice, prepared, "valid", prepared.shots[0], seed, settings)
-            trainer = fit_learner(choice, stage)
-            score = trainer.best_score * (1 if metric.bigger else -1)
-            valid, epochs = {metric.name: score}, trainer.best_epoch
-        else:
-            outcome = judge_recbole(choice, prepared, search.shots, seed, settings, test=False)
-            valid, epochs = outcome.valid.means(), outcome.epochs
+        valid: dict[str, float | None]
+        try:
+            if choice.ours:
+                stage = load_stage(choice, prepared, "valid", prepared.shots[0], seed, settings)
+                trainer = fit_learner(choice, stage)
+                score = trainer.best_score * (1 if metric.bigger else -1)
+                valid, epochs = {metric.name: score}, trainer.best_epoch
+            else:
+                outcome = judge_recbole(choice, prepared, search.shots, seed, settings, test=False)
+                valid, epochs = outcome.valid.means(), outcome.epochs
+        except Diverged as error:  # what the settings are worth, and no failure of the row
+            valid, epochs, told = {metric.name: None}, 0, told | {"diverged": str(error)}
         return {
             "settings": settings,
             "valid": valid,
@@ -86,7 +91,8 @@ class Searches:
         study = Study(journal, row.grid, metric.bigger, self.site.benchmark.seed)
         done = {}
         for other in self.trials(row, search):
-            if content := self._content(row, search, other):
+            content = self._content(row, search, other)
+            if content and "diverged" not in content:
                 done[other.number] = (content["point"], content["valid"][metric.name])
         return study.ask(trial.number, done)
 
@@ -103,7 +109,9 @@ class Searches:
         return {"model": row.model, "shots": search.shots, "seed": seed, "sha256": sha}
 
     def best(self, row: Row, judging: Judging) -> Settings | None:
-        """The best settings on valid of the entry's search; None while trials are missing."""
+        """The best settings on valid of the entry's search; None while trials are missing. Where
+        all diverged, the first: they diverge again, and the row fails.
+        """
         search = self.site.benchmark.search_of(judging)
         trials = self.trials(row, search)
         if not trials:
@@ -114,10 +122,9 @@ class Searches:
         setting = self.site.benchmark.judging(search.setting)
         metric = valid_metric(self.site.prepared(setting, search.split))
         sign = 1 if metric.bigger else -1
-        best: Settings = max(found, key=lambda trial: sign * trial["valid"][metric.name])[
-            "settings"
-        ]
-        return best
+        scored = [trial for trial in found if "diverged" not in trial] or found[:1]
+        best = max(scored, key=lambda trial: sign * (trial["valid"][metric.name] or 0.0))
+        return dict(best["settings"])
 
     def _content(self, row: Row, search: Search, trial: Trial) -> dict[str, Any] | None:
         """What a trial wrote; None where it must be made (again)."""

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from recbole_meta.averaging import MovingAverage
 from recbole_meta.balancing import Balancer, make_balancer
 from recbole_meta.checkpoint import Checkpoints, generators, set_generators
-from recbole_meta.errors import DataError
+from recbole_meta.errors import DataError, Diverged
 from recbole_meta.evaluation.judge import Judge, Judged
 
 History = list[dict[str, float]]
@@ -143,7 +143,7 @@ class Trainer(recbole.trainer.Trainer):
                 several = isinstance(losses, dict)
                 loss = self.balancer.vector(losses).sum() if several else losses
             if not torch.isfinite(loss):
-                raise DataError(self._not_finite(loss.item(), epoch_idx, number, interaction))
+                raise Diverged(self._not_finite(loss.item(), epoch_idx, number, interaction))
             self.backward(losses)
             self.scaler.unscale_(self.optimizer)
             if self.clip_grad_norm:

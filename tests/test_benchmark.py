@@ -26,7 +26,8 @@ from optuna.storages.journal import JournalFileBackend
 from recbole_meta import judging, search, sweep
 from recbole_meta.benchmark import Row
 from recbole_meta.cli import main
-from recbole_meta.errors import DataError, RecboleMetaError, SettingError
+from recbole_meta.errors import DataError, Diverged, RecboleMetaError, SettingError
+from recbole_meta.fitting import fit_learner
 from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
 from recbole_meta.progress import LOG, Log
@@ -785,6 +786,40 @@ def test_a_unit_that_is_not_done_when_it_was_done_has_failed(tmp_path, go, monke
     monkeypatch.setattr(RowJudge, "agrees", lambda *arguments: False)
     with pytest.raises(RecboleMetaError, match=r"2 units failed: time/0/Pop.json \(.*not agree"):
         go(write(tmp_path, page), tmp_path / "runs")
+
+
+def test_settings_that_diverge_are_a_lost_trial(tmp_path, go, monkeypatch):
+    """The other trial is tested; where both diverge the row fails with the error of the first."""
+
+    def fit(choice, stage, *rest, **more):
+        if stage.config["learning_rate"] in broken:
+            raise Diverged(f"the loss is inf at {stage.config['learning_rate']}")
+        return fit_learner(choice, stage, *rest, **more)
+
+    monkeypatch.setattr("recbole_meta.search.fit_learner", fit)
+    monkeypatch.setattr("recbole_meta.fitting.fit_learner", fit)
+    row = {
+        "name": "CNP",
+        "model": "CNP",
+        "fixed": {"epochs": 1},
+        "grid": {"learning_rate": [0.1, 0.01]},
+    }
+    page = changed(rows=PAGE["rows"][:1], trained=PAGE["trained"] | {"rows": [row]})
+    file, broken = write(tmp_path, page), [0.1]
+    go(file, tmp_path / "runs")
+    units = units_of(tmp_path / "runs" / "small")
+    lost = [unit for name, unit in units.items() if "diverged" in unit]
+    assert [unit["settings"]["learning_rate"] for unit in lost] == [0.1]
+    assert lost[0]["valid"] == {"ndcg@10": None}
+    assert units["time/1/CNP.json"]["chosen"]["2"]["learning_rate"] == 0.01
+    text = (
+        benchmark_table(file, tmp_path / "runs", tmp_path)[0].with_suffix(".md").read_text("utf-8")
+    )
+    assert "- CNP: 2 trials (1 diverged); edges" in text
+    broken.append(0.01)
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(RecboleMetaError, match=r"the loss is inf at 0\.1"):
+        go(file, tmp_path / "runs")
 
 
 def test_the_command_ends_with_an_error_where_units_failed(

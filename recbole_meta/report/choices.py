@@ -1,11 +1,12 @@
 """What was chosen on valid: how many trials, which edges of the grids, how many epochs."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_meta.evaluation.entries import RunFiles, seeds_of
+from recbole_meta.evaluation.entries import SEARCH, RunFiles, seeds_of, slug
 from recbole_meta.report.units import units_of
 
 
@@ -30,12 +31,20 @@ def choices(root: Path, file: dict[str, Any]) -> list[str]:
                 if k != "0"  # without support most settings change nothing
             ]
             edges = "; ".join(_edges(row["grid"], chosen)) or "none"
+            lost = _diverged(root, row["name"])
+            tried = f"{tried} trials{f' ({lost} diverged)' if lost else ''}"
             seeds = len(seeds_of(file, row["name"]))
             mean = f"; the mean of each user over {seeds} seeds" if seeds > 1 else ""
             lines.append(
-                f"- {row['name']}: {tried} trials; edges chosen: {edges}{_capped(root, mine)}{mean}"
+                f"- {row['name']}: {tried}; edges chosen: {edges}{_capped(root, mine)}{mean}"
             )
     return lines
+
+
+def _diverged(root: Path, row: str) -> int:
+    """How many trials of a row ended since the loss was no number."""
+    files = (root / SEARCH).glob(f"*/{slug(row)}/*.json")
+    return sum("diverged" in json.loads(file.read_text("utf-8")) for file in files)
 
 
 def _edges(grid: dict[str, Any], chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
