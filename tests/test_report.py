@@ -360,7 +360,7 @@ def test_it_is_said_on_what_the_settings_were_chosen(tree):
     search = "one search of 3 trials at k = 5, on valid of split 0 of `time`, for all k and splits"
     assert of_none == ours
     assert all(line.startswith(ours) and search in line for line in (of_time, of_global, of_all))
-    assert of_time.endswith("; users of that valid are judged in other splits.")
+    assert of_time.endswith("; users of that valid may be judged in other splits.")
     assert of_global.endswith("; `time` sees users and rows that the splits here hold back.")
     assert (
         "the runs of `time`: **search and early stopping chose by its query, rows_1_10**" in of_all

@@ -95,7 +95,7 @@ def _origin(section: Section, sections: Sequence[Section], file: dict[str, Any])
     if search["setting"] not in (source, name):
         said += f"; `{search['setting']}` sees users and rows that the splits here hold back"
     elif len(section.judging["splits"]) > 1:
-        said += "; users of that valid are judged in other splits"
+        said += "; users of that valid may be judged in other splits"
     said += "."
     if source != name:
         both = "search and early stopping" if search["setting"] != name else "early stopping"
