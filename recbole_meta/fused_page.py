@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recbole_meta.benchmark import Row
@@ -13,7 +12,7 @@ from recbole_meta.fused_recommender import FusedSettings, check_fusion
 from recbole_meta.fusion import weight_trials
 from recbole_meta.objective_fitting import check_objective_settings
 from recbole_meta.reading import read_row
-from recbole_meta.settings import Count, Size, Weight, load_properties, load_yaml, read_settings
+from recbole_meta.settings import Count, Size, Weight, load_properties, named_page, read_settings
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ class FusedPage:
 
 def fused_page(name: str) -> tuple[str, Page]:
     """The name and the content of a page: of ``properties/fusion``, or a path."""
-    path = Path(name) if name.endswith(".yaml") else None
-    values = load_properties("fusion", name) if path is None else load_yaml(path)
-    name = name if path is None else path.stem
+    name, values = named_page("fusion", name)
     return name, read_settings(Page, values, f"Page '{name}'")
 
 

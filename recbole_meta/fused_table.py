@@ -19,7 +19,7 @@ import numpy.typing as npt
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
-from recbole_meta.settings import load_properties, load_yaml
+from recbole_meta.settings import named_page
 
 METRIC = "fused/ndcg@10"
 _LEVEL = 0.05
@@ -61,8 +61,7 @@ class Cell:
 
 def fused_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     """``table.json`` and ``table.md`` of a page from the units below ``runs/<name>``."""
-    page = load_yaml(Path(name)) if name.endswith(".yaml") else load_properties("fusion", name)
-    name = Path(name).stem
+    name, page = named_page("fusion", name)
     sources = [entry["name"] for entry in page["sources"]]
     graded = [entry["name"] for entry in page["graded"]]
     cells = [cell for unit in (*sources, *graded) for cell in _cells(runs / name, unit)]

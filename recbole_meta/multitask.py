@@ -39,7 +39,7 @@ from recbole_meta.objective_fitting import (
 from recbole_meta.outcome import thread_limit
 from recbole_meta.reading import read_row
 from recbole_meta.search import digest
-from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
+from recbole_meta.settings import Count, Size, load_properties, named_page, read_settings
 from recbole_meta.tracking import (
     check_writable,
     commit,
@@ -88,9 +88,7 @@ class Multitask:
 
 def multitask_page(name: str) -> tuple[str, Page]:
     """The name and the content of a page: of ``properties/multitask``, or a path."""
-    path = Path(name) if name.endswith(".yaml") else None
-    values = load_properties("multitask", name) if path is None else load_yaml(path)
-    name = name if path is None else path.stem
+    name, values = named_page("multitask", name)
     return name, read_settings(Page, values, f"Page '{name}'")
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from recbole_meta.errors import DataError
 from recbole_meta.evaluation.entries import slug
 from recbole_meta.evaluation.significance import bootstrap_interval, holm, paired_gain, wilcoxon_p
-from recbole_meta.settings import load_properties, load_yaml
+from recbole_meta.settings import named_page
 
 GROUPS = ("floor", "rule", "recbole", "single", "ours")
 _BASES = GROUPS[:-1]  # whose champions the later groups are compared with
@@ -72,8 +72,7 @@ class Cell:
 
 def multitask_table(name: str, runs: Path, results: Path) -> tuple[Path, Path]:
     """``table.json`` and ``table.md`` of a page from the runs below ``runs/<name>``."""
-    page = load_yaml(Path(name)) if name.endswith(".yaml") else load_properties("multitask", name)
-    name = Path(name).stem
+    name, page = named_page("multitask", name)
     units = [_unit(runs / name, entry["name"]) for entry in page["rows"]]
     cells = [cell for unit in units for cell in _cells(runs / name, unit)]
     rows = _rows(cells)

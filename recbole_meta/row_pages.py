@@ -33,7 +33,7 @@ from recbole_meta.row_fitting import RowFit, check_row_settings, fit_rows, row_m
 from recbole_meta.row_recbole import OBJECTIVE, check_ranker_settings, fit_ranker_of_rows
 from recbole_meta.row_table import Finished, row_table
 from recbole_meta.search import digest
-from recbole_meta.settings import Count, Size, load_properties, load_yaml, read_settings
+from recbole_meta.settings import Count, Size, load_properties, named_page, read_settings
 from recbole_meta.tracking import (
     check_writable,
     commit,
@@ -66,9 +66,7 @@ class Page:
 
 def read_rows_page(name: str) -> tuple[str, Page]:
     """The name and the content of a page: of ``properties/rows``, or a path."""
-    path = Path(name) if name.endswith(".yaml") else None
-    values = load_properties("rows", name) if path is None else load_yaml(path)
-    name = name if path is None else path.stem
+    name, values = named_page("rows", name)
     return name, read_settings(Page, values, f"Page '{name}'")
 
 

@@ -122,8 +122,8 @@ class Searches:
         setting = self.site.benchmark.judging(search.setting)
         metric = valid_metric(self.site.prepared(setting, search.split))
         sign = 1 if metric.bigger else -1
-        scored = [trial for trial in found if "diverged" not in trial] or found[:1]
-        best = max(scored, key=lambda trial: sign * (trial["valid"][metric.name] or 0.0))
+        scored = [trial for trial in found if "diverged" not in trial]
+        best = max(scored, key=lambda trial: sign * trial["valid"][metric.name], default=found[0])
         return dict(best["settings"])
 
     def _content(self, row: Row, search: Search, trial: Trial) -> dict[str, Any] | None:

@@ -181,3 +181,10 @@ class Over:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name] if name in self.values else self.config[name]
+
+
+def named_page(kind: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the content of a page: of ``properties/<kind>``, or a path to a .yaml."""
+    if name.endswith(".yaml"):
+        return Path(name).stem, load_yaml(Path(name))
+    return name, load_properties(kind, name)

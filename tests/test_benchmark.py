@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
@@ -25,11 +26,13 @@ from optuna.storages.journal import JournalFileBackend
 
 from recbole_meta import judging, search, sweep
 from recbole_meta.benchmark import Row
+from recbole_meta.choice import choose_model, model_page
 from recbole_meta.cli import main
 from recbole_meta.errors import DataError, Diverged, RecboleMetaError, SettingError
 from recbole_meta.fitting import fit_learner
 from recbole_meta.judging import RowJudge
 from recbole_meta.kept import keep, put_back
+from recbole_meta.outcome import named_errors
 from recbole_meta.progress import LOG, Log
 from recbole_meta.quick_start import run
 from recbole_meta.reading import read_benchmark
@@ -820,6 +823,19 @@ def test_settings_that_diverge_are_a_lost_trial(tmp_path, go, monkeypatch):
     shutil.rmtree(tmp_path / "runs")
     with pytest.raises(RecboleMetaError, match=r"the loss is inf at 0\.1"):
         go(file, tmp_path / "runs")
+
+
+def test_a_loss_of_recboles_that_is_no_number_is_a_divergence():
+    """By the words of RecBole's own trainer."""
+    from recbole.trainer import Trainer
+
+    choice = choose_model("BPR")
+    said = "BPR stopped with ValueError: Training loss is nan"
+    with pytest.raises(Diverged, match=said), named_errors(choice, model_page(choice)):
+        Trainer._check_nan(None, torch.tensor(float("nan")))
+    with pytest.raises(RecboleMetaError) as other, named_errors(choice, model_page(choice)):
+        raise ValueError("something else")
+    assert not isinstance(other.value, Diverged)
 
 
 def test_the_command_ends_with_an_error_where_units_failed(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from recbole_meta.errors import DataError, SettingError
 from recbole_meta.evaluation.metrics import sign
 from recbole_meta.evaluation.significance import Interval, paired_gain
-from recbole_meta.settings import load_properties, load_yaml
+from recbole_meta.settings import named_page
 
 Values = dict[str, float]  # task -> value
 FAILED = ".failed"  # ending of the file beside a unit's that says why it failed
@@ -28,9 +28,7 @@ GROUPS = ("floor", "fold-in", "recbole", "published", "ours")
 
 def benchmark_page(name: str) -> tuple[str, dict[str, Any]]:
     """The name and the content of a benchmark file: of ``properties/benchmark``, or a path."""
-    if name.endswith(".yaml"):
-        return Path(name).stem, load_yaml(Path(name))
-    return name, load_properties("benchmark", name)
+    return named_page("benchmark", name)
 
 
 def seeds_of(page: dict[str, Any], row: str) -> list[int | None]:
