@@ -32,6 +32,7 @@ class RatingRidgeSettings(LearnerSettings):
     link: Literal["identity", "stairs"]  # how a mean becomes a rating
     width: Positive  # where tau starts, of a stair's edge
     pseudo_count: Positive  # where c starts, ratings of the population in a user's shares
+    average: Share  # decay of the moving average of all weights, which is judged; 0: the last ones
 
 
 class RatingRidge(FeatureRecommender):
@@ -102,10 +103,19 @@ class RatingRidge(FeatureRecommender):
         return state
 
     def score(self, state: State, x: Tensor) -> Tensor:
+        return self.rating(*self.before_stairs(state, x))
+
+    def before_stairs(self, state: State, x: Tensor) -> tuple[Tensor, ...]:
+        """m [N], and where there are stairs t [G - 1] and tau."""
         m = self._predicted(state, x) + self._directions(x) @ state["w"]
-        if self.settings.link == "identity":
+        return (m, state["cuts"], self.log_width.exp()) if "cuts" in state else (m,)
+
+    def rating(self, m: Tensor, *stairs: Tensor) -> Tensor:
+        """What a user gives whose mean is m [N]."""
+        if not stairs:
             return m
-        steps = torch.sigmoid((m.unsqueeze(-1) - state["cuts"]) / self.log_width.exp())
+        cuts, width = stairs
+        steps = torch.sigmoid((m.unsqueeze(-1) - cuts) / width)
         return self.grades[0] + steps @ (self.grades[1:] - self.grades[:-1])
 
     def _predicted(self, state: State, x: Tensor) -> Tensor:
