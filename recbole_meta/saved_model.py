@@ -15,7 +15,7 @@ from recbole_meta.data.features import Field
 from recbole_meta.errors import DataError, RecboleMetaError, nearest
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender
-from recbole_meta.serving import DAMAGED, Served, reason
+from recbole_meta.serving import DAMAGED, Served, facts_of, reason
 from recbole_meta.settings import load_properties
 
 FORMAT = 3
@@ -83,10 +83,7 @@ def model_bytes(
 ) -> bytes:
     """A fitted model with all that serving it needs, the training tasks' own data not among it."""
     tokens = [str(token) for token in dataset.field2id_token[model.OTHER_ID]]
-    parts = {f"{name}." if name else "": each for name, each in model.named_modules()}
-    reading = [name for name, each in parts.items() if getattr(each, "facts", None) is not None]
-    part = reading[0] if reading else ""
-    facts = getattr(parts[part], "facts", None)
+    part, facts = facts_of(model)
     rating = dataset.config["RATING_FIELD"]
     bounds = None
     if feedback == "rating":

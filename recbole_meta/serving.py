@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.func import vmap
 
+from recbole_meta.data.facts import Facts
 from recbole_meta.episode import Examples
 from recbole_meta.errors import DataError, RecboleMetaError, SettingError, nearest
 from recbole_meta.model.meta_recommender import MetaRecommender
@@ -77,7 +78,7 @@ class Served:
 
     def info(self) -> dict[str, Any]:
         """What it is, what it was trained on and what it takes."""
-        model, facts = self.model, getattr(self.model, "facts", None)
+        model, (_, facts) = self.model, facts_of(self.model)
         takes = ["ratings"] if self.takes_ratings else ["likes"]
         takes += ["dislikes"] if not self.takes_ratings and model.reads_labels else []
         fields = {"user": [], "item": []} if facts is None else {
@@ -238,6 +239,14 @@ class Served:
                 f"Not new: {', '.join(known)}. What the model knows is asked for by its name alone."
             )
         return found
+
+
+def facts_of(model: MetaRecommender) -> tuple[str, Facts | None]:
+    """What the model, or the first of its parts that does, reads of fields, and where that is."""
+    for name, part in model.named_modules():
+        if (facts := getattr(part, "facts", None)) is not None:
+            return f"{name}." if name else "", facts
+    return "", None
 
 
 def reason(error: Exception) -> str:

@@ -43,6 +43,7 @@ CASES = {
         "UserItemBias": {}, "MAML": SMALL | FIELDS,
         "MeLU": SMALL | {"inner_lr": 0.1, "inner_steps": 2}, "CNP": SMALL | FIELDS,
         "RatingRidge": SMALL | {"directions": 3}, "InContext": CONTEXT | FIELDS,
+        "RatingRidges": {"epochs": 1, "copies": 2, "member": {"embedding_size": 4}},
     },
     "user_cold_5_label": {"CNP": SMALL},
     "item_cold": {"CNP": SMALL | {"item_fields": True}, "PriorRidge": {}, "ContentRidge": {},

@@ -40,6 +40,7 @@ RATERS = {
     "Constant": {}, "SupportMean": {}, "SupportMedian": {}, "ShrunkMedian": {}, "UserItemBias": {},
     "MAML": SMALL | FIELDS, "MeLU": SMALL | {"inner_lr": 0.1}, "CNP": SMALL | FIELDS,
     "RatingRidge": SMALL | {"directions": 3}, "InContext": CONTEXT | FIELDS,
+    "RatingRidges": {"epochs": 1, "copies": 2, "member": {"embedding_size": 4, "directions": 3}},
 }  # fmt: skip
 
 
