@@ -242,7 +242,7 @@ class Served:
 
 
 def facts_of(model: MetaRecommender) -> tuple[str, Facts | None]:
-    """What the model, or the first of its parts that does, reads of fields, and where that is."""
+    """The part of the model that reads fields, as a prefix of its names, and what it reads."""
     for name, part in model.named_modules():
         if (facts := getattr(part, "facts", None)) is not None:
             return f"{name}." if name else "", facts

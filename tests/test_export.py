@@ -19,7 +19,7 @@ from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import joined
 from recbole_meta.quick_start import run
 from recbole_meta.saved_model import load
-from recbole_meta.serving import Served
+from recbole_meta.serving import Served, facts_of
 
 SMALL = {"epochs": 1, "embedding_size": 4, "hidden_size": [6], "embedding_std": 1.0}
 CONTEXT = {"epochs": 2, "embedding_size": 4, "token_size": 8, "heads": 2}
@@ -126,8 +126,9 @@ def newcomers(served: Served, number: int, most: int, rng: random.Random) -> lis
             said.append({"likes": items[:cut], "dislikes": items[cut:]})
         else:
             said.append({"likes": items})
-        facts = getattr(served.model, "facts", None)
-        fields = [] if facts is None else served.model.task_fields
+        _, facts = facts_of(served.model)
+        side = served.model.side
+        fields = [] if facts is None else getattr(facts, f"{side}_fields")
         said[-1]["features"] = {f.name: feature(f, rng) for f in fields if rng.random() < 0.7}
     return said
 

@@ -80,8 +80,11 @@ def fit() -> Callable[..., Fitted]:
         choice = choose_model(name)
         page = load_properties("model", name)
         few = {"epochs": 1} if page["epochs"] else {}
+        ids = {"item_id": True, "user_id": True, "item_fields": False, "user_fields": False}
         if page.get("item_fields"):  # these worlds have no field of users
-            few |= {"item_id": True, "user_id": True, "item_fields": False, "user_fields": False}
+            few |= ids
+        if page.get("member") == {}:
+            few |= {"member": ids}
         if "item_fields" in page and prepared.side == "item":
             few |= {"item_fields": True}
         k = prepared.shots[0]

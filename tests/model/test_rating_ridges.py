@@ -10,6 +10,7 @@ from recbole_meta.data.prepared import open_prepared
 from recbole_meta.episode import Examples
 from recbole_meta.errors import SettingError
 from recbole_meta.fitting import fit_learner
+from recbole_meta.settings import load_properties
 from recbole_meta.stage import load_stage
 
 SMALL = dict(embedding_size=3, embedding_std=1.0, hidden_size=[5], directions=4, id_dropout=0.0)
@@ -30,11 +31,16 @@ def stage_of(name, folder, settings):
     return choice, load_stage(choice, folder, "valid", 5, 7, settings)
 
 
-def built(folder, **changes):
+def started(folder, **changes):
     settings = TRAINING | {"copies": 3, "member": SMALL} | changes
     choice, stage = stage_of("RatingRidges", folder, settings)
     torch.manual_seed(7)
-    model = choice.cls(stage.config, stage.dataset)
+    return choice.cls(stage.config, stage.dataset), stage
+
+
+def built(folder, **changes):
+    """No parameter at a round value, and a batch."""
+    model, stage = started(folder, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.rand_like(parameter)
@@ -91,16 +97,49 @@ def test_each_copy_has_the_gradient_that_it_would_have_alone(folder):
 
 
 def test_copies_start_apart(folder):
-    model, _ = built(folder)
+    model, _ = started(folder)
     first, *others = model.copies
     assert all(not torch.equal(first.vectors, other.vectors) for other in others)
 
 
+def test_what_is_judged_is_the_moving_average(folder):
+    fits = {}
+    for average in (0.0, 0.5):
+        choice, stage = stage_of("RatingRidge", folder, TRAINING | SMALL | {"average": average})
+        fits[average] = fit_learner(choice, stage)
+    last, mean = fits[0.0].history[0], fits[0.5].history[0]
+    assert last["loss"] == mean["loss"]  # of the steps, which are the same
+    assert last["valid"] != mean["valid"]
+
+
+def test_rows_of_a_query_are_drawn_for_the_whole(folder):
+    losses = []
+    for rows in (1, None):
+        settings = TRAINING | {"copies": 2, "member": SMALL, "query_rows": rows}
+        losses.append(fit_learner(*stage_of("RatingRidges", folder, settings)).history[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_what_no_id_has_is_read_by_each_copy(folder):
+    """A new item with the features of a known one is that item without its id."""
+    model, _ = started(folder)
+    item, size = 3, SMALL["embedding_size"]
+    values = {}
+    for field in model.copies[0].other_fields[1:]:
+        given = field.values[item]
+        several = field.kind == "token_seq"
+        tokens = [field.tokens[place] for place in given.reshape(-1).tolist() if place]
+        values[field.name] = tokens if several else tokens[0]
+    known = torch.stack(model.encode(torch.tensor([item]))[0].chunk(3))  # [M, D]
+    known[:, :size] = 0
+    new = torch.stack(model.encode_new_others([values])[0].chunk(3))
+    assert known.abs().sum() > 0
+    torch.testing.assert_close(new, known)
+
+
 def test_it_reads_what_its_copies_read():
     choice = choose_model("RatingRidges")
-    page = {"epochs": 1, "chunk_size": None, "stopping_step": 1, "train_batch_size": 1,
-            "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "constant", "copies": 2,
-            "average": 0.0}  # fmt: skip
+    page = load_properties("model", "RatingRidges")
     reads = choice.reads(page | {"member": {"user_fields": False}}, "rating", "user")
     assert reads == "ids +ratings +item fields"
     assert choice.reads(page | {"member": {}}, "rating", "user").endswith("+item fields")
@@ -111,8 +150,10 @@ def test_it_reads_what_its_copies_read():
     [
         ({"learning_rate": 0.1}, "'learning_rate' is a setting of the whole"),
         ({"average": 0.1}, "'average' is a setting of the whole"),
+        ({"query_rows": 3}, "'query_rows' is a setting of the whole"),
         ({"direction": 3}, "direction"),
         ({"directions": 0}, "directions"),
+        ({"loss": "softmax"}, "RatingRidges, 'member': RatingRidge: 'loss' is softmax"),
     ],
 )
 def test_settings_of_a_member_that_cannot_be_are_refused(folder, member, message):

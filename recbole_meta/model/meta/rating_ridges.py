@@ -17,38 +17,41 @@ from torch import Tensor, nn
 
 from recbole_meta.data.features import Field
 from recbole_meta.episode import Examples
-from recbole_meta.errors import SettingError
+from recbole_meta.errors import RecboleMetaError, SettingError
 from recbole_meta.model import our_models
 from recbole_meta.model.meta_recommender import MetaRecommender, State, TrainedSettings
 from recbole_meta.settings import Over, Share, Size, load_properties, read_settings
 
-_OF_THE_WHOLE = {field.name for field in fields(TrainedSettings)} | {"average"}
+_WHERE = "RatingRidges, 'member'"
 
 
 @dataclass(frozen=True)
 class RatingRidgesSettings(TrainedSettings):
+    query_rows: Size | None  # rows drawn of an episode's query; ~: all
     copies: Size  # M
     member: dict[str, Any]  # settings of RatingRidge over its page
     average: Share  # decay of the moving average of all weights, which is judged; 0: the last ones
 
     def __post_init__(self) -> None:
-        _read_member(self.member)
+        object.__setattr__(self, "member", _member(self.member))
 
 
 def _copy() -> type[Any]:
     return our_models()["RatingRidge"]
 
 
-def _page(given: Mapping[str, Any]) -> dict[str, Any]:
-    return load_properties("model", "RatingRidge") | dict(given)
+def _member(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of each copy but for those of the whole."""
+    page, whole = load_properties("model", "RatingRidge"), fields(RatingRidgesSettings)
+    of_whole = {field.name for field in whole}
+    if found := sorted(of_whole.intersection(given)):
+        raise SettingError(f"{_WHERE}: '{found[0]}' is a setting of the whole.")
+    _read(page | dict(given))
+    return {k: v for k, v in (page | dict(given)).items() if k not in of_whole}
 
 
-def _read_member(given: Mapping[str, Any]) -> Any:
-    """The settings of each copy, of which those of the training are the whole's."""
-    where = "RatingRidges, 'member'"
-    if found := sorted(_OF_THE_WHOLE.intersection(given)):
-        raise SettingError(f"{where}: '{found[0]}' is a setting of the whole.")
-    return read_settings(typing.get_type_hints(_copy())["settings"], _page(given), where)
+def _read(values: Mapping[str, Any]) -> Any:
+    return read_settings(typing.get_type_hints(_copy())["settings"], values, _WHERE)
 
 
 class RatingRidges(MetaRecommender):
@@ -61,28 +64,29 @@ class RatingRidges(MetaRecommender):
 
     m, t and tau are RatingRidge's. A mean of ratings would lie between the grades, where the
     median of a rating does not. The copies share no parameter, so each gets the gradient that it
-    would get alone; they see the same batches, each with its own hidden ids. Epochs and rates are
-    those of the whole, which chooses the epoch by what the mean says. It takes as long as M
-    models, and M times a state.
+    would get alone, where none is clipped; they see the same batches, each with its own hidden ids.
+    Epochs and rates are those of the whole, which chooses the epoch by what the mean says. It takes
+    as long as M models, and M times a state.
 
     What differs from the paper: the mean is not of predicted distributions; no adversarial
     examples.
     """
 
     feedback = ("rating",)
-    reads_labels = True
     settings: RatingRidgesSettings
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        page = _page(self.settings.member)
-        over = Over(config, {k: v for k, v in page.items() if k not in _OF_THE_WHOLE})
-        copies = range(self.settings.copies)
-        self.copies = nn.ModuleList(_copy()(over, dataset) for _ in copies)
+        over, copies = Over(config, self.settings.member), range(self.settings.copies)
+        try:
+            self.copies = nn.ModuleList(_copy()(over, dataset) for _ in copies)
+        except RecboleMetaError as error:
+            raise type(error)(f"{_WHERE}: {error}") from error
 
     @classmethod
     def reads_with(cls, settings: RatingRidgesSettings, feedback: str, side: str = "user") -> str:
-        found: str = _copy().reads_with(_read_member(settings.member), feedback, side)
+        values = load_properties("model", "RatingRidge") | settings.member
+        found: str = _copy().reads_with(_read(values), feedback, side)
         return found
 
     @property
