@@ -83,7 +83,7 @@ def fit() -> Callable[..., Fitted]:
         ids = {"item_id": True, "user_id": True, "item_fields": False, "user_fields": False}
         if page.get("item_fields"):  # these worlds have no field of users
             few |= ids
-        if page.get("member") == {}:
+        if "member" in page:
             few |= {"member": ids}
         if "item_fields" in page and prepared.side == "item":
             few |= {"item_fields": True}
