@@ -230,6 +230,19 @@ def test_a_file_of_before_a_setting_reads_as_its_page(saved, tmp_path, missing) 
     assert found.adapt(likes=asked[:2]).score(asked) == wanted.adapt(likes=asked[:2]).score(asked)
 
 
+def test_a_file_holds_all_settings_of_its_parts(saved) -> None:
+    """Not only those that were named: a page may say something else later."""
+    blend = torch.load(saved("Blend")["saved"], weights_only=True)["settings"]
+    named = RANKERS["Blend"]["members"]
+    assert blend["members"] == {
+        name: load_properties("model", name) | own for name, own in named.items()
+    }
+    path = saved("RatingRidges", "user_cold_5_rating")["saved"]
+    whole = torch.load(path, weights_only=True)["settings"]
+    page = load_properties("model", "RatingRidge") | RATERS["RatingRidges"]["member"]
+    assert whole["member"] == {k: v for k, v in page.items() if k not in whole}
+
+
 def test_many_of_any_iterable(served) -> None:
     one = served("PriorRidge")
     said = [{"likes": one.items[n : n + 2]} for n in (1, 3)]

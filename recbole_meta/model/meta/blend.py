@@ -22,7 +22,7 @@ from recbole_meta.settings import Over, Weight, load_properties, read_settings
 
 @dataclass(frozen=True)
 class BlendSettings(TrainedSettings):
-    members: dict[str, dict[str, Any]]  # learners, and their settings over their pages
+    members: dict[str, dict[str, Any]]  # learners; of each all settings, those of its page too
     weights: dict[str, Weight]  # of the members' scores; 1 where one is not named
 
     def __post_init__(self) -> None:
@@ -37,6 +37,8 @@ class BlendSettings(TrainedSettings):
                 )
         if not any(self.weights.get(name, 1.0) for name in self.members):
             raise SettingError("Blend: it has no member with a weight above 0.")
+        whole = {name: load_properties("model", name) | own for name, own in self.members.items()}
+        object.__setattr__(self, "members", whole)
         trained = [_read_member(name, given).epochs for name, given in self.members.items()]
         if self.epochs and not any(trained):
             raise SettingError("Blend: no member trains, so 'epochs' must be 0.")
@@ -54,9 +56,7 @@ def _may_join(kind: type) -> bool:
 def _read_member(name: str, given: dict[str, Any]) -> Any:
     """The settings of a member, of those that a member may have."""
     kind, where = our_models()[name], f"Blend, member '{name}'"
-    settings = read_settings(
-        typing.get_type_hints(kind)["settings"], load_properties("model", name) | given, where
-    )
+    settings = read_settings(typing.get_type_hints(kind)["settings"], given, where)
     reads = kind.reads_with(settings, "implicit", "user")
     if reads != "ids" or getattr(settings, "support_negatives", 0):
         raise SettingError(
@@ -95,8 +95,7 @@ class Blend(MetaRecommender):
             raise SettingError(f"Blend: {facts[0]} and {facts[1]} have fields; one member may.")
 
     def _member(self, name: str, given: dict[str, Any], config: Any, dataset: Any) -> Any:
-        values = load_properties("model", name) | given
-        return our_models()[name](Over(config, values), dataset)
+        return our_models()[name](Over(config, given), dataset)
 
     def prepare(self, train_data) -> None:
         for member in self.members.values():
