@@ -1,4 +1,4 @@
-"""A reproduction card per published learner: claimed, measured, the floor beside it, the verdict.
+"""A reproduction card per published learner: published, measured, the floor beside, the verdict.
 
 ``properties/card/<Model>.yaml`` holds what a paper claims and in which benchmark of this repository
 it is measured; every figure of ours is read from ``results/<benchmark>/table.json``.
@@ -61,14 +61,15 @@ def card(name: str, results: Path) -> str:
     lines = [
         f"# {name}",
         "",
-        "Made by `recbole-meta cards` from `properties/card` and the tables of `results`.",
+        "Made by `recbole-meta cards` from `properties/card` and the tables of `results`. Above or",
+        "below the floor: the 95 % interval of the gain over it, row by row, does not span zero.",
         "",
         f"- Paper: {page.paper}",
         f"- Published code: {page.code}",
         f"- Ours differs: {page.differs}",
     ]
     counts = {"above": 0, "level": 0, "below": 0}
-    for title, entries in (("Claimed by the paper", page.claims), ("Not claimed", page.ours)):
+    for title, entries in (("Published", page.claims), ("Measured here alone", page.ours)):
         if not entries:
             continue
         lines += ["", f"## {title}", ""]
@@ -131,8 +132,8 @@ def _against(mean: float, line: Line) -> str:
     assert line.published is not None
     better = sign(line.metric) * (mean - line.published)
     if round(abs(better), 4) <= CLOSE:
-        return f"within {CLOSE} of the paper"
-    return f"{abs(better):.3f} {'better' if better > 0 else 'worse'} than the paper"
+        return f"within {CLOSE} of what was published"
+    return f"{abs(better):.3f} {'better' if better > 0 else 'worse'} than published"
 
 
 def _is_of(cell: dict[str, Any], line: Line) -> bool:

@@ -61,7 +61,11 @@ def test_the_verdict_is_that_of_the_interval(tmp_path, page, low, high, verdict)
 
 @pytest.mark.parametrize(
     "published, said",
-    [(0.8, "0.080 better than the paper"), (0.7, "within 0.02"), (0.6, "0.120 worse than the")],
+    [
+        (0.8, "0.080 better than published"),
+        (0.7, "within 0.02"),
+        (0.6, "0.120 worse than published"),
+    ],
 )
 def test_a_smaller_error_is_better_than_the_paper(tmp_path, page, published, said):
     table(tmp_path, gain_low=0.01, gain_high=0.05)

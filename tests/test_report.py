@@ -203,6 +203,7 @@ def board(tree) -> Tree:
         tree.run("Fold", spread(0.32, 3), valid=0.45, k=k)
         tree.run("EASE", spread(0.2, 4), valid=0.6, k=k)
         tree.run("BPR", spread(0.9, 5), valid=0.5, k=k)
+        tree.run("MAML", spread(0.35, 8), valid=0.5, k=k)
         tree.run("Ridge", spread(0.3 + gain, 6), valid=0.7, k=k)
         tree.run("Other", spread(0.8, 7), valid=0.6, k=k)
     return tree
@@ -212,7 +213,7 @@ def test_champions_are_named_by_valid(board):
     rows, text = board.table()
     lead = [r for r in rows if r["metric"] == "ndcg@10" and r["slice"] == "after"]
     named = {(r["k"], r["model"]) for r in lead if r["champion"]}
-    assert named == {(k, m) for k in (1, 5, 10) for m in ("Pop", "Fold", "EASE", "Ridge")}
+    assert named == {(k, m) for k in (1, 5, 10) for m in ("Pop", "Fold", "EASE", "MAML", "Ridge")}
     assert all(r["gain_over_floor"] is None for r in lead if r["model"] == "Pop")
     gain = pick(lead, k=10, model="Other")["gain_over_floor"]
     assert gain == pytest.approx(
@@ -238,22 +239,32 @@ def test_only_champions_are_tested_and_holm_is_over_the_whole_table(board):
     values = {("Pop", k): spread(0.3, 1) for k in (1, 5, 10)}
     for k, gain in ((1, 0.0), (5, 0.06), (10, 0.2)):
         values |= {("Fold", k): spread(0.32, 3), ("EASE", k): spread(0.2, 4),
-                   ("Ridge", k): spread(0.3 + gain, 6)}  # fmt: skip
+                   ("MAML", k): spread(0.35, 8), ("Ridge", k): spread(0.3 + gain, 6)}  # fmt: skip
 
     def p(model, against, k):
         ours, theirs = values[model, k], values[against, k]
         return stats.wilcoxon([ours[user] - theirs[user] for user in ours]).pvalue
 
-    floor = {(m, k): p(m, "Pop", k) for m in ("Fold", "EASE", "Ridge") for k in (1, 5, 10)}
-    cf = {("Ridge", k): p("Ridge", "EASE", k) for k in (1, 5, 10)}  # EASE: the best CF on valid
-    for column, raw in (("p_floor", floor), ("p_cf", cf)):
+    floor = {(m, k): p(m, "Pop", k) for m in ("Fold", "EASE", "MAML", "Ridge") for k in (1, 5, 10)}
+    cf = {(m, k): p(m, "EASE", k) for m in ("MAML", "Ridge") for k in (1, 5, 10)}  # best on valid
+    published = {("Ridge", k): p("Ridge", "MAML", k) for k in (1, 5, 10)}
+    for column, raw in (("p_floor", floor), ("p_cf", cf), ("p_published", published)):
         found = {(r["model"], r["k"]): r[column] for r in rows if r[column] is not None}
         assert found == pytest.approx(by_hand_holm(raw), rel=5e-3), column
+    for rival, name in (("cf", "EASE"), ("published", "MAML")):
+        row = pick(rows, model="Ridge", k=10, metric="ndcg@10", split="all")
+        mean = np.mean([values["Ridge", 10][u] - v for u, v in values[name, 10].items()])
+        assert row[rival] == name
+        assert row[f"gain_over_{rival}"] == pytest.approx(mean, abs=1e-4)
+        assert row[f"{rival}_low"] < mean < row[f"{rival}_high"]
     tested = [r for r in rows if r["p_floor"] is not None or r["p_cf"] is not None]
     assert {(r["metric"], r["slice"], r["split"]) for r in tested} == {("ndcg@10", "after", "all")}
     (line,) = [line for line in text.splitlines() if line.startswith("| ours | Ridge |")]
     first, _, third = line.strip("| ").split(" | ")[2:]
-    assert ">floor" not in first and ">floor" in third and ">CF" in third
+    assert ">floor" not in first and all(f">{of}" in third for of in ("floor", "CF", "published"))
+    assert "| champion | Ridge | Ridge | Ridge |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| over published learners |")]
+    assert [cell.split(":")[0] for cell in line.strip("| ").split(" | ")[1:]] == 3 * ["MAML"]
     (line,) = [line for line in text.splitlines() if line.startswith("| recbole | EASE |")]
     assert "<floor" in line and ">floor" not in line
 
@@ -470,7 +481,7 @@ def test_ratings_are_better_when_smaller(tree):
         assert 0 < ridge["gain_low"] < ridge["gain_over_floor"] < ridge["gain_high"]
         assert fold["gain_high"] < 0
     assert pick(rows, model="Ridge", metric="mae")["gain_over_cf"] > 0
-    (ridge,) = [line for line in text.splitlines() if "| Ridge |" in line]
+    (ridge,) = [line for line in text.splitlines() if "| ours | Ridge |" in line]
     (fold,) = [line for line in text.splitlines() if "| Fold |" in line]
     assert ">floor" in ridge and ">CF" in ridge and "<floor" in fold and "MAE" in text
 

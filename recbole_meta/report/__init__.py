@@ -1,7 +1,9 @@
 """The published table of a benchmark, from the result files of its runs alone.
 
 The champion of a group is named by valid; only champions are tested against each other, paired over
-users (Wilcoxon), and the p-values are adjusted by Holm over all (protocol, order, k) of the table.
+users (Wilcoxon): with that of the floors, with that of the fold-in rules and RecBole's models, and
+ours with that of the published learners. The p-values of each of the three are adjusted by Holm
+over all (protocol, order, k) of the table.
 """
 
 import json
@@ -33,7 +35,12 @@ from recbole_meta.report.choices import choices
 from recbole_meta.report.page import Section, markdown
 from recbole_meta.report.units import entries_of, failures, lead_of, primary_of
 
+# What champions are tested against, and whose are.
 _CF = ("fold-in", "recbole")
+_RIVALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cf": (_CF, ("ours", "published")),
+    "published": (("published",), ("ours",)),
+}
 _RESAMPLES = 2_000  # of users, for an interval: thousands of cells
 
 
@@ -124,7 +131,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     about = entries[0].runs[0].result
     lead = lead_of(about)
     floor = champion(entries, ["floor"], primary, lead)
-    cf = champion(entries, _CF, primary, lead)
+    rivals = {name: champion(entries, of, primary, lead) for name, (of, _) in _RIVALS.items()}
     champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, lead))}
     rows = []
     for entry in sorted(entries, key=lambda e: GROUPS.index(e.group)):
@@ -138,7 +145,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "mean": _round(interval.mean), "low": _round(interval.low),
                 "high": _round(interval.high), "n_tasks": len(values),
                 "gain_over_floor": None, "gain_low": None, "gain_high": None,
-                "gain_over_cf": None, "p_floor": None, "p_cf": None,
+                "p_floor": None, **{key: None for name in _RIVALS for key in _keys(name)},
                 "champion": entry.name in champions and split == "all",
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
             }  # fmt: skip
@@ -149,12 +156,24 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
             if row["champion"] and (query, metric) == (primary, lead):
                 if floor and entry is not floor:
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
-                if cf and entry is not cf and entry.group in ("ours", "published"):
-                    theirs = cf.values(query, metric)
-                    row["gain_over_cf"] = _round(_gain(values, theirs, metric).mean)
-                    row["p_cf"] = wilcoxon_p(*paired(values, theirs))
+                for name, (_, whose) in _RIVALS.items():
+                    if (rival := rivals[name]) and entry.group in whose:
+                        row |= _over(name, rival, values, query, metric)
             rows.append(row)
     return rows
+
+
+def _keys(rival: str) -> tuple[str, ...]:
+    return (f"{rival}", f"gain_over_{rival}", f"{rival}_low", f"{rival}_high", f"p_{rival}")
+
+
+def _over(name: str, rival: Entry, values: Values, query: str, metric: str) -> dict[str, Any]:
+    """Who the rival is, the gain over it, its interval, and p."""
+    theirs = rival.values(query, metric)
+    gain = _gain(values, theirs, metric)
+    figures = (_round(gain.mean), _round(gain.low), _round(gain.high))
+    found = (rival.name, *figures, wilcoxon_p(*paired(values, theirs)))
+    return dict(zip(_keys(name), found, strict=True))
 
 
 def _gain(values: Values, base: Values, metric: str) -> Interval:
@@ -187,7 +206,7 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     """Holm over all p-values of a column, in place."""
-    for column in ("p_floor", "p_cf"):
+    for column in ("p_floor", *(f"p_{name}" for name in _RIVALS)):
         tested = {i: row[column] for i, row in enumerate(rows) if row[column] is not None}
         for i, p in holm(tested).items():
             rows[i][column] = float(f"{p:.3g}")

@@ -6,6 +6,8 @@ from typing import Any
 
 from recbole_meta.report.units import LEAD, lead_of
 
+RIVALS = {"cf": "fold-in rules and RecBole's models", "published": "published learners"}
+
 
 @dataclass(frozen=True)
 class Section:
@@ -40,8 +42,9 @@ def markdown(
         "(above",
         "zero: better) with its 95 % interval (paired bootstrap). **Bold**: the champion of its",
         "group, named on valid.",
-        "`>floor`, `>CF`: better than the champion of the floors, of the fold-in rules and",
-        "RecBole's models, at Holm-adjusted p < .01 (Wilcoxon over users); `<floor`, `<CF`: worse.",
+        "`>floor`, `>CF`, `>published`: better than the champion of the floors, of the fold-in",
+        "rules and RecBole's models, of the published learners, at Holm-adjusted p < .01 (Wilcoxon",
+        "over users); `<floor`, `<CF`, `<published`: worse.",
     ]
     for section in sections:
         about = section.rows[0]
@@ -49,6 +52,8 @@ def markdown(
         lines += ["", f"## {section.judging['name']}: {where}, {section.primary}", ""]
         lines += [_origin(section, sections, file), ""]
         lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
+        if ours := _ours(section):
+            lines += ["", "The champion of ours, and its gain over the other champions:", "", *ours]
         late = [r for r in section.rows if r["slice"] == "later"]
         if late:
             n = max(r["n_tasks"] for r in late)
@@ -129,6 +134,31 @@ def _pivot(rows: Sequence[dict[str, Any]], lead: str) -> list[str]:
     return lines
 
 
+def _ours(section: Section) -> list[str]:
+    """A row per rival of the champion of ours: its name, the gain with its interval, Holm's p."""
+    found = {
+        row["k"]: row
+        for row in section.rows
+        if row["champion"] and row["group"] == "ours"
+        if (row["slice"], row["metric"]) == (section.primary, section.lead)
+    }
+    if not any(row[rival] for row in found.values() for rival in RIVALS):
+        return []
+    lines = [f"| | {' | '.join(f'k = {k}' for k in found)} |", "|---" * (len(found) + 1) + "|"]
+    lines += [f"| champion | {' | '.join(str(row['model']) for row in found.values())} |"]
+    for rival, title in RIVALS.items():
+        cells = [_rival(row, rival) for row in found.values()]
+        lines += [f"| over {title} | {' | '.join(cells)} |"] if any(cells) else []
+    return lines
+
+
+def _rival(row: dict[str, Any], rival: str) -> str:
+    if row[rival] is None:
+        return ""
+    gain, low, high = (row[key] for key in (f"gain_over_{rival}", f"{rival}_low", f"{rival}_high"))
+    return f"{row[rival]}: {gain:+.3f} [{low:+.3f}, {high:+.3f}], p {row[f'p_{rival}']:.2g}"
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or "failed" in row:
         return "" if row is None else "failed"
@@ -142,6 +172,7 @@ def _cell(row: dict[str, Any] | None) -> str:
     for p, gain, against in (
         ("p_floor", "gain_over_floor", "floor"),
         ("p_cf", "gain_over_cf", "CF"),
+        ("p_published", "gain_over_published", "published"),
     ):
         if row[p] is not None and row[p] < 0.01:
             text += f" {'>' if row[gain] > 0 else '<'}{against}"
