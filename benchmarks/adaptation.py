@@ -45,6 +45,7 @@ from recbole_meta.unit import Site
 
 STEPS = range(11)
 TIMED = 50  # users whose adapting is timed
+DIVERGED = 100.0  # an error beyond this many grades says nothing
 
 
 class Learner:
@@ -219,7 +220,8 @@ def table(
 
 
 def step_cell(row: dict[str, Any]) -> str:
-    mean = "diverges" if row["mean"] is None else f"{row['mean']:.3f}"
+    diverged = row["mean"] is None or row["mean"] > DIVERGED
+    mean = "diverges" if diverged else f"{row['mean']:.3f}"
     return f"**{mean}**" if row["steps"] == row["trained"] else mean
 
 

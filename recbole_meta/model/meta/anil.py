@@ -19,6 +19,9 @@ class ANIL(MAML):
     r"""MAML whose inner loop moves the last layer only: almost no inner loop.
 
     .. math:: (w, b)' = (w, b) - \alpha \nabla_{w, b} L_{support}, \qquad score = h(x) w' + b'
+
+    Beyond the paper, which classifies images: h is a perceptron over embeddings of fields, which the
+    outer loop alone moves.
     """
 
     def adapt(self, support: Examples) -> State:
