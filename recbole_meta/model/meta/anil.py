@@ -20,8 +20,8 @@ class ANIL(MAML):
 
     .. math:: (w, b)' = (w, b) - \alpha \nabla_{w, b} L_{support}, \qquad score = h(x) w' + b'
 
-    Beyond the paper, which classifies images: h is a perceptron over embeddings of fields, which the
-    outer loop alone moves.
+    Beyond the paper, which classifies images: h is a perceptron over embeddings of fields, which
+    the outer loop alone moves.
     """
 
     def adapt(self, support: Examples) -> State:

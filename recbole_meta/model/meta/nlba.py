@@ -26,8 +26,8 @@ class NLBA(LWA):
     .. math::
         score = b + w' ReLU(U f(x) + a + V_0 R_0 + V_1 R_1)
 
-    Beyond the paper, as in LWA: a are biases that do not adapt, so that an empty support ranks, too,
-    and the task's fields stand beside the item's.
+    Beyond the paper, as in LWA: a are biases that do not adapt, so that an empty support ranks,
+    too, and the task's fields stand beside the item's.
     """
 
     settings: NLBASettings
