@@ -72,7 +72,7 @@ class Sweep:
         A unit that raises stops nothing but those that need it; it is tried again at the next
         start.
         """
-        said = ""
+        _log.info("%s", said := self.left())
         self.room = Room(self.folder, self.limits.memory)
         while todo := self._open():
             if said != (said := self.left()):

@@ -963,6 +963,9 @@ def test_killed_three_times_and_started_again(
     begun = sum(event == "start" for event, _ in said) - sum(event == "waits" for event, _ in said)
     assert len(units_of(folder)) <= begun <= len(units_of(folder)) + 3 * processes
     assert re.search(r"\d+ units are missing, about \d+ s with \d process", log.read_text())
+    log.write_text("")
+    assert spawn(*start).wait(180) == 0
+    assert "0 units are missing" in log.read_text() and events(folder) == said
 
 
 # Bounds.

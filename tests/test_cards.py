@@ -73,6 +73,12 @@ def test_a_smaller_error_is_better_than_the_paper(tmp_path, page, published, sai
     assert said in card("MeLU", tmp_path)
 
 
+def test_a_row_without_a_floor_has_no_verdict(tmp_path, page):
+    table(tmp_path, gain_over_floor=None, gain_low=None, gain_high=None)
+    text = card("MeLU", tmp_path)
+    assert "| MeLU | 0.720 [0.700, 0.800] | | | |" in text and "measured rows" not in text
+
+
 def test_a_card_without_any_table_says_not_run(tmp_path, page):
     text = card("MeLU", tmp_path)
     assert text.count("not run") == 2 and "measured rows" not in text

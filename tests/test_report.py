@@ -257,7 +257,8 @@ def test_only_champions_are_tested_and_holm_is_over_the_whole_table(board):
         assert row[rival] == name
         assert row[f"gain_over_{rival}"] == pytest.approx(mean, abs=1e-4)
         assert row[f"{rival}_low"] < mean < row[f"{rival}_high"]
-    tested = [r for r in rows if r["p_floor"] is not None or r["p_cf"] is not None]
+    tests = ("p_floor", "p_cf", "p_published")
+    tested = [r for r in rows if any(r[p] is not None for p in tests)]
     assert {(r["metric"], r["slice"], r["split"]) for r in tested} == {("ndcg@10", "after", "all")}
     (line,) = [line for line in text.splitlines() if line.startswith("| ours | Ridge |")]
     first, _, third = line.strip("| ").split(" | ")[2:]
@@ -269,6 +270,32 @@ def test_only_champions_are_tested_and_holm_is_over_the_whole_table(board):
     assert "<floor" in line and ">floor" not in line
 
 
+def test_the_champion_of_ours_and_who_is_better(tree):
+    """Below the published one and above the rule, which only k = 5 has."""
+    tree.entry("time", [0])
+    ours, rule, theirs = spread(0.4, 2), spread(0.2, 3), spread(0.8, 4)
+    for k in (1, 5):
+        tree.run("Pop", spread(0.3, 1), valid=0.5, k=k)
+        tree.run("Ridge", ours, valid=0.5, k=k)
+        tree.run("MAML", theirs, valid=0.5, k=k)
+    tree.run("Fold", rule, valid=0.5, k=5)
+    rows, text = tree.table()
+    (line,) = [line for line in text.splitlines() if line.startswith("| ours | Ridge |")]
+    assert "<published" in line and ">published" not in line and line.count(">CF") == 1
+    row = pick(rows, model="Ridge", k=5, metric="ndcg@10", split="all")
+    for title, name, values in (("fold-in rules and RecBole's models", "cf", rule),
+                                ("published learners", "published", theirs)):  # fmt: skip
+        gains = np.array([ours[user] - values[user] for user in ours])
+        mean, wide = gains.mean(), 1.96 * gains.std(ddof=1) / len(gains) ** 0.5
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        assert (low, high) == pytest.approx((mean - wide, mean + wide), abs=0.2 * wide)
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| over {title} |")]
+        first, second = (cell.strip() for cell in line.strip("|").split("|")[1:])
+        p = f"{row[f'p_{name}']:.2g}"
+        assert second == f"{row[name]}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], p {p}"
+        assert (first == "") == (name == "cf")
+
+
 def test_groups_that_did_not_run_are_no_champions(tree):
     tree.entry("time", [0])
     tree.run("Ridge", spread(0.5, 1), valid=0.5)
@@ -276,6 +303,7 @@ def test_groups_that_did_not_run_are_no_champions(tree):
     row = pick(rows, metric="ndcg@10", split="all")
     assert row["champion"] and row["p_floor"] is row["p_cf"] is row["gain_over_floor"] is None
     assert "Not finished, so not shown: Pop, QueryPop, Fold, MAML, Other, EASE, BPR." in text
+    assert "The champion of ours" not in text and "| over " not in text
 
 
 def test_choices_are_shown_where_no_model_of_recbole_is_judged(tree):

@@ -33,14 +33,9 @@ from recbole_meta.evaluation.significance import (
 )
 from recbole_meta.report.choices import choices
 from recbole_meta.report.page import Section, markdown
+from recbole_meta.report.rivals import RIVALS, Rival
 from recbole_meta.report.units import entries_of, failures, lead_of, primary_of
 
-# What champions are tested against, and whose are.
-_CF = ("fold-in", "recbole")
-_RIVALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "cf": (_CF, ("ours", "published")),
-    "published": (("published",), ("ours",)),
-}
 _RESAMPLES = 2_000  # of users, for an interval: thousands of cells
 
 
@@ -131,7 +126,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     about = entries[0].runs[0].result
     lead = lead_of(about)
     floor = champion(entries, ["floor"], primary, lead)
-    rivals = {name: champion(entries, of, primary, lead) for name, (of, _) in _RIVALS.items()}
+    rivals = [(rival, champion(entries, rival.groups, primary, lead)) for rival in RIVALS]
     champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, lead))}
     rows = []
     for entry in sorted(entries, key=lambda e: GROUPS.index(e.group)):
@@ -145,7 +140,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "mean": _round(interval.mean), "low": _round(interval.low),
                 "high": _round(interval.high), "n_tasks": len(values),
                 "gain_over_floor": None, "gain_low": None, "gain_high": None,
-                "p_floor": None, **{key: None for name in _RIVALS for key in _keys(name)},
+                "p_floor": None, **{column: None for rival in RIVALS for column in rival.columns},
                 "champion": entry.name in champions and split == "all",
                 "valid": _round(entry.valid(query, metric)) if split == "all" else None,
             }  # fmt: skip
@@ -156,24 +151,20 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
             if row["champion"] and (query, metric) == (primary, lead):
                 if floor and entry is not floor:
                     row["p_floor"] = wilcoxon_p(*paired(values, floor.values(query, metric)))
-                for name, (_, whose) in _RIVALS.items():
-                    if (rival := rivals[name]) and entry.group in whose:
-                        row |= _over(name, rival, values, query, metric)
+                for rival, theirs in rivals:
+                    if theirs and entry.group in rival.tested:
+                        row |= _over(rival, theirs, values, query, metric)
             rows.append(row)
     return rows
 
 
-def _keys(rival: str) -> tuple[str, ...]:
-    return (f"{rival}", f"gain_over_{rival}", f"{rival}_low", f"{rival}_high", f"p_{rival}")
-
-
-def _over(name: str, rival: Entry, values: Values, query: str, metric: str) -> dict[str, Any]:
+def _over(rival: Rival, entry: Entry, values: Values, query: str, metric: str) -> dict[str, Any]:
     """Who the rival is, the gain over it, its interval, and p."""
-    theirs = rival.values(query, metric)
+    theirs = entry.values(query, metric)
     gain = _gain(values, theirs, metric)
     figures = (_round(gain.mean), _round(gain.low), _round(gain.high))
-    found = (rival.name, *figures, wilcoxon_p(*paired(values, theirs)))
-    return dict(zip(_keys(name), found, strict=True))
+    p = wilcoxon_p(*paired(values, theirs))
+    return dict(zip(rival.columns, (entry.name, *figures, p), strict=True))
 
 
 def _gain(values: Values, base: Values, metric: str) -> Interval:
@@ -206,7 +197,7 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     """Holm over all p-values of a column, in place."""
-    for column in ("p_floor", *(f"p_{name}" for name in _RIVALS)):
+    for column in ("p_floor", *(rival.p for rival in RIVALS)):
         tested = {i: row[column] for i, row in enumerate(rows) if row[column] is not None}
         for i, p in holm(tested).items():
             rows[i][column] = float(f"{p:.3g}")

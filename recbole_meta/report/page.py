@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_meta.report.rivals import RIVALS, Rival
 from recbole_meta.report.units import LEAD, lead_of
-
-RIVALS = {"cf": "fold-in rules and RecBole's models", "published": "published learners"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,12 @@ def markdown(
         lines += [_origin(section, sections, file), ""]
         lines += _pivot([r for r in section.rows if r["slice"] == section.primary], section.lead)
         if ours := _ours(section):
-            lines += ["", "The champion of ours, and its gain over the other champions:", "", *ours]
+            lines += [
+                "",
+                "The champion of ours, and its gain over the champions of its rivals (p: Holm):",
+                "",
+                *ours,
+            ]
         late = [r for r in section.rows if r["slice"] == "later"]
         if late:
             n = max(r["n_tasks"] for r in late)
@@ -142,21 +146,22 @@ def _ours(section: Section) -> list[str]:
         if row["champion"] and row["group"] == "ours"
         if (row["slice"], row["metric"]) == (section.primary, section.lead)
     }
-    if not any(row[rival] for row in found.values() for rival in RIVALS):
+    lines = []
+    for rival in RIVALS:
+        cells = [_over(row, rival) for row in found.values()]
+        lines += [f"| over {rival.title} | {' | '.join(cells)} |"] if any(cells) else []
+    if not lines:
         return []
-    lines = [f"| | {' | '.join(f'k = {k}' for k in found)} |", "|---" * (len(found) + 1) + "|"]
-    lines += [f"| champion | {' | '.join(str(row['model']) for row in found.values())} |"]
-    for rival, title in RIVALS.items():
-        cells = [_rival(row, rival) for row in found.values()]
-        lines += [f"| over {title} | {' | '.join(cells)} |"] if any(cells) else []
-    return lines
+    head = [f"| | {' | '.join(f'k = {k}' for k in found)} |", "|---" * (len(found) + 1) + "|"]
+    named = " | ".join(str(row["model"]) for row in found.values())
+    return [*head, f"| champion | {named} |", *lines]
 
 
-def _rival(row: dict[str, Any], rival: str) -> str:
-    if row[rival] is None:
+def _over(row: dict[str, Any], rival: Rival) -> str:
+    if row[rival.name] is None:
         return ""
-    gain, low, high = (row[key] for key in (f"gain_over_{rival}", f"{rival}_low", f"{rival}_high"))
-    return f"{row[rival]}: {gain:+.3f} [{low:+.3f}, {high:+.3f}], p {row[f'p_{rival}']:.2g}"
+    gain, low, high = (row[column] for column in rival.gain)
+    return f"{row[rival.name]}: {gain:+.3f} [{low:+.3f}, {high:+.3f}], p {row[rival.p]:.2g}"
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -169,11 +174,9 @@ def _cell(row: dict[str, Any] | None) -> str:
         text += (
             f" ({row['gain_over_floor']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}])"
         )
-    for p, gain, against in (
-        ("p_floor", "gain_over_floor", "floor"),
-        ("p_cf", "gain_over_cf", "CF"),
-        ("p_published", "gain_over_published", "published"),
-    ):
+    tests = [("p_floor", "gain_over_floor", "floor")]
+    tests += [(rival.p, rival.gain[0], rival.mark) for rival in RIVALS]
+    for p, gain, against in tests:
         if row[p] is not None and row[p] < 0.01:
             text += f" {'>' if row[gain] > 0 else '<'}{against}"
     return text
