@@ -109,7 +109,8 @@ def _measured(line: Line, row: str, results: Path) -> tuple[str, str | None]:
         return head + "not run | | | |", None
     if mine["gain_over_floor"] is None:
         return head + f"{mine['mean']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}] | | | |", None
-    floor = next((c for c in cells if c["group"] == "floor" and c["gain_over_floor"] is None), None)
+    floors = [c for c in cells if c["group"] == "floor" and c["mean"] is not None]
+    floor = next((c for c in floors if c["gain_over_floor"] is None), None)
     verdict = _verdict(mine)
     said = f"{verdict} the floor" if verdict != "level" else "level with the floor"
     if line.published is not None:
@@ -117,7 +118,7 @@ def _measured(line: Line, row: str, results: Path) -> tuple[str, str | None]:
     return (
         head
         + f"{mine['mean']:.3f} [{mine['low']:.3f}, {mine['high']:.3f}] | "
-        + (f"{floor['model']} {floor['mean']:.3f}" if floor and floor["mean"] is not None else "")
+        + (f"{floor['model']} {floor['mean']:.3f}" if floor else "")
         + f" | {mine['gain_over_floor']:+.3f} [{mine['gain_low']:+.3f}, {mine['gain_high']:+.3f}]"
         + f" | {said} |",
         verdict,
