@@ -153,6 +153,7 @@ def test_a_user_of_two_splits_counts_once(tree):
     one = pick(rows, model="Ridge", split="1", **cell)
     assert one["mean"] == pytest.approx(2.2 / 3, abs=1e-4) and one["n_tasks"] == 3
     assert one["gain_over_floor"] is None and one["champion"] is False
+    assert one["valid"] == pytest.approx(0.7)
     assert "| ours | Ridge | **0.700** (+0.275 [" in text and "model (4 users)" in text
 
 

@@ -130,7 +130,8 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
     champions = {e.name for g in GROUPS if (e := champion(entries, [g], primary, lead))}
     rows = []
     for entry in sorted(entries, key=lambda e: GROUPS.index(e.group)):
-        for query, metric, split, values in _cells(entry, primary):
+        for query, metric, split, part in _cells(entry, primary):
+            values = part.values(query, metric)
             interval = bootstrap_interval(list(values.values()), resamples=_RESAMPLES)
             base = floor.values(query, metric) if floor and split == "all" else {}
             row = {
@@ -142,7 +143,7 @@ def _compare(entries: Sequence[Entry], k: int, protocol: str, primary: str) -> l
                 "gain_over_floor": None, "gain_low": None, "gain_high": None,
                 "p_floor": None, **{column: None for rival in RIVALS for column in rival.columns},
                 "champion": entry.name in champions and split == "all",
-                "valid": _round(entry.valid(query, metric)) if split == "all" else None,
+                "valid": _round(part.valid(query, metric)),
             }  # fmt: skip
             if base and entry is not floor:
                 gain = _gain(values, base, metric)
@@ -173,8 +174,9 @@ def _gain(values: Values, base: Values, metric: str) -> Interval:
     return paired_gain(*paired(better, worse), resamples=_RESAMPLES)
 
 
-def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]:
-    """(slice, metric, split, values): all metrics of the primary query, the lead of its slices.
+def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Entry]]:
+    """(slice, metric, split, the row there): all metrics of the primary query, the lead of its
+    slices.
 
     The lengths of histories are slices of the query that has all rows, where it is the primary one.
     """
@@ -187,12 +189,12 @@ def _cells(entry: Entry, primary: str) -> Iterator[tuple[str, str, str, Values]]
         else:
             continue
         for metric in metrics:
-            if values := entry.values(query, metric):
-                yield query, metric, "all", values
+            if entry.values(query, metric):
+                yield query, metric, "all", entry
     splits = entry.of_splits()
     if len(splits) > 1:
         for number, split in splits.items():
-            yield primary, lead, str(number), split.values(primary, lead)
+            yield primary, lead, str(number), split
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
