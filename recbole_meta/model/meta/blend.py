@@ -87,15 +87,13 @@ class Blend(MetaRecommender):
         super().__init__(config, dataset)
         members, weights = self.settings.members, self.settings.weights
         self.weights = [weights.get(name, 1.0) for name in members]
+        known = our_models()
         self.members = nn.ModuleDict(
-            {name: self._member(name, given, config, dataset) for name, given in members.items()}
+            {name: known[name](Over(config, own), dataset) for name, own in members.items()}
         )
         facts = [n for n, m in self.members.items() if getattr(m, "facts", None) is not None]
         if len(facts) > 1:
             raise SettingError(f"Blend: {facts[0]} and {facts[1]} have fields; one member may.")
-
-    def _member(self, name: str, given: dict[str, Any], config: Any, dataset: Any) -> Any:
-        return our_models()[name](Over(config, given), dataset)
 
     def prepare(self, train_data) -> None:
         for member in self.members.values():
